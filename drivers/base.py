@@ -1,0 +1,337 @@
+"""The graph driver interface.
+
+A graph driver keeps *layers*: directory trees named by ID, each either empty at birth or a
+writable copy of its *parent*. It knows nothing of names, tables or images; the store does.
+
+Vocabulary: ``layer_id`` is the full ID and a single directory name; ``parent`` is the ID of the
+layer a new one starts as a copy of, ``None`` for a base layer; a *template* is a layer whose
+content is copied although another layer is recorded as the parent.
+
+Every method is synchronous and may block on the disk. A method either does all of its work or
+leaves the driver as it was, and raises a :class:`~drivers.errors.DriverError` or an ``OSError``
+that carries errno and path.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, BinaryIO, ClassVar
+
+from drivers.errors import BadLayerID, NotSupported
+from drivers.idmap import IDMappings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+NAME_MAX = 255
+"""Longest directory entry in bytes (limits.h; BTRFS_NAME_LEN)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capabilities:
+    """What a driver declares it can do; code and tests ask these, never a driver's name."""
+
+    snapshots: bool = False
+    """Keeps read-only point-in-time copies in constant time (:meth:`Driver.snapshots`)."""
+    quota: bool = False
+    """Can limit the size of a layer."""
+    shifting: bool = False
+    """Can mount a layer with shifted IDs instead of rewriting owners."""
+    native_changes: bool = False
+    """Finds changes in time proportional to them instead of walking both trees."""
+    reproduces_exact_diffs: bool = False
+    """``diff`` gives the same bytes as the archive that was applied."""
+    additional_stores: bool = False
+    """Supports additional read-only image stores of containers/storage."""
+
+
+class ChangeKind(enum.Enum):
+    """The letter is containers/storage's: what ``containers-storage changes`` prints."""
+
+    MODIFIED = "C"
+    ADDED = "A"
+    DELETED = "D"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Change:
+    """One changed path, absolute within the layer (``/etc/hosts``), as bytes."""
+
+    path: bytes
+    kind: ChangeKind = field(compare=False)
+
+
+class Compression(enum.IntEnum):
+    """How a layer's archive was compressed; the numbers are those of ``layers.json``."""
+
+    NONE = 0
+    BZIP2 = 1
+    GZIP = 2
+    XZ = 3
+    ZSTD = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """What :meth:`Driver.apply_diff` learnt while it unpacked an archive.
+
+    Digests are ``sha256:<hex>``; sizes are bytes. ``diff_*`` speak of the uncompressed archive,
+    ``compressed_*`` of the bytes as given. ``content_size`` is the sum of the header sizes.
+    """
+
+    diff_digest: str
+    diff_size: int
+    compressed_digest: str
+    compressed_size: int
+    compression: Compression
+    content_size: int
+    uids: tuple[int, ...]
+    gids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DiskUsage:
+    """``size`` in bytes and number of ``inodes`` below a layer's root."""
+
+    size: int
+    inodes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Creation:
+    """Options of a new layer: SELinux label, storage options (``size``), and ID mappings."""
+
+    mount_label: str = ""
+    storage_opts: Mapping[str, str] = field(default_factory=dict)
+    mappings: IDMappings = field(default_factory=IDMappings)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountOptions:
+    """Options of :meth:`Driver.get`; ``options`` are mount options such as ``ro``."""
+
+    mount_label: str = ""
+    options: tuple[str, ...] = ()
+    mappings: IDMappings = field(default_factory=IDMappings)
+
+
+DEFAULT_CREATION = Creation()
+DEFAULT_MOUNT = MountOptions()
+
+
+class Snapshots(ABC):
+    """Read-only copies of layers, kept outside the directories other tools manage.
+
+    A ``key`` names a snapshot: one or two components joined by ``/``, for example
+    ``<container id>/<snapshot name>``. All calls are constant time in the size of the layer.
+    """
+
+    @abstractmethod
+    def take(self, layer_id: str, key: str) -> None:
+        """Copy ``layer_id`` to the read-only snapshot ``key``; ``SnapshotExists``, ``LayerUnknown``."""
+
+    @abstractmethod
+    def restore(self, key: str, layer_id: str) -> None:
+        """Swap the content of ``layer_id`` for a writable copy of snapshot ``key``, atomically."""
+
+    @abstractmethod
+    def create_layer(self, key: str, layer_id: str, creation: Creation = DEFAULT_CREATION) -> None:
+        """Make the new layer ``layer_id`` a writable copy of snapshot ``key``."""
+
+    @abstractmethod
+    def remove(self, key: str) -> None:
+        """Delete a snapshot; ``SnapshotUnknown``. Its space returns when the kernel's cleaner ran."""
+
+    @abstractmethod
+    def rename(self, key: str, new_key: str) -> None:
+        """Give a snapshot another key; ``SnapshotUnknown``, ``SnapshotExists``."""
+
+    @abstractmethod
+    def exists(self, key: str) -> bool:
+        """Whether the snapshot ``key`` is there."""
+
+    @abstractmethod
+    def keys(self) -> Iterator[str]:
+        """Every snapshot's key, in no particular order."""
+
+    @abstractmethod
+    def path(self, key: str) -> Path:
+        """Directory of a snapshot's content; ``SnapshotUnknown``."""
+
+    @abstractmethod
+    def generation(self, layer_id: str) -> int:
+        """A number that grows with every committed change of the layer.
+
+        Commits pending changes first, so that equal numbers mean equal content.
+        """
+
+
+class Driver(ABC):
+    """One graph driver over its home directory ``<graphroot>/<name>``.
+
+    Args:
+        home: the driver's own directory; created when missing, mode 0700.
+        options: driver options without the ``<name>.`` prefix, as text.
+
+    Raises:
+        PrerequisitesMissing, IncompatibleFilesystem, NotSupported, BadOption
+    """
+
+    name: ClassVar[str]
+    capabilities: ClassVar[Capabilities]
+
+    def __init__(self, home: Path, options: Mapping[str, str] | None = None) -> None:
+        self.home = home
+        self.options = dict(options or {})
+
+    @abstractmethod
+    def create(self, layer_id: str, parent: str | None = None, creation: Creation = DEFAULT_CREATION) -> None:
+        """Make a layer: empty with root mode 0555, or a copy of ``parent``.
+
+        Raises:
+            BadLayerID, LayerExists, LayerUnknown (the parent), BadOption, OSError
+        """
+
+    def create_read_write(
+        self, layer_id: str, parent: str | None = None, creation: Creation = DEFAULT_CREATION
+    ) -> None:
+        """Make a container's layer; the same as :meth:`create` unless a driver tells them apart."""
+        self.create(layer_id, parent, creation)
+
+    @abstractmethod
+    def create_from_template(
+        self,
+        layer_id: str,
+        template: str,
+        parent: str | None = None,
+        creation: Creation = DEFAULT_CREATION,
+        template_mappings: IDMappings | None = None,
+    ) -> None:
+        """Make a layer with the content of ``template``, owners shifted to ``creation.mappings``."""
+
+    @abstractmethod
+    def remove(self, layer_id: str) -> None:
+        """Delete a layer and everything in it; ``LayerUnknown``, ``LayerMounted``."""
+
+    @abstractmethod
+    def get(self, layer_id: str, mount: MountOptions = DEFAULT_MOUNT) -> Path:
+        """Make the layer's tree available and return its directory; every call needs one :meth:`put`."""
+
+    @abstractmethod
+    def put(self, layer_id: str) -> None:
+        """Release what :meth:`get` made available; harmless when nothing is."""
+
+    @contextmanager
+    def mounted(self, layer_id: str, mount: MountOptions = DEFAULT_MOUNT) -> Iterator[Path]:
+        """The layer's directory for the length of a ``with`` block."""
+        path = self.get(layer_id, mount)
+        try:
+            yield path
+        finally:
+            self.put(layer_id)
+
+    @abstractmethod
+    def exists(self, layer_id: str) -> bool:
+        """Whether the driver holds the layer; false for an ID no layer can have."""
+
+    @abstractmethod
+    def layer_ids(self) -> Iterator[str]:
+        """IDs of all layers the driver holds, in no particular order."""
+
+    @abstractmethod
+    def status(self) -> list[tuple[str, str]]:
+        """Label and value pairs for people, as ``containers-storage status`` prints them."""
+
+    def metadata(self, layer_id: str) -> dict[str, str]:
+        """Driver's own facts about a layer; empty where there are none."""
+        return {}
+
+    @abstractmethod
+    def read_write_disk_usage(self, layer_id: str) -> DiskUsage:
+        """Bytes and inodes of the layer's tree."""
+
+    def cleanup(self) -> None:
+        """Undo what the driver did to the system, when no layer is mounted."""
+        return None
+
+    def additional_image_stores(self) -> Sequence[Path]:
+        """Read-only stores this driver was configured with."""
+        return ()
+
+    def update_id_map(self, layer_id: str, old: IDMappings, new: IDMappings) -> None:
+        """Rewrite every owner in the layer from ``old`` to ``new``."""
+        raise NotSupported(f"driver {self.name} cannot rewrite owners of layer {layer_id}")
+
+    def supports_shifting(self) -> bool:
+        """Whether :meth:`get` can shift IDs here and now (kernel and filesystem permitting)."""
+        return False
+
+    def snapshots(self) -> Snapshots:
+        """The driver's snapshots; ``NotSupported`` without the capability."""
+        raise NotSupported(f"driver {self.name} keeps no snapshots")
+
+    # -- differences ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def changes(
+        self,
+        layer_id: str,
+        parent: str | None,
+        mappings: IDMappings | None = None,
+        parent_mappings: IDMappings | None = None,
+    ) -> list[Change]:
+        """What the layer changes against ``parent``, sorted by path; all ADDED without a parent."""
+
+    @abstractmethod
+    def diff(
+        self,
+        layer_id: str,
+        parent: str | None,
+        mappings: IDMappings | None = None,
+        parent_mappings: IDMappings | None = None,
+    ) -> BinaryIO:
+        """An uncompressed tar of the changes as a readable stream; close it when done."""
+
+    @abstractmethod
+    def diff_size(
+        self,
+        layer_id: str,
+        parent: str | None,
+        mappings: IDMappings | None = None,
+        parent_mappings: IDMappings | None = None,
+    ) -> int:
+        """Bytes of file content that :meth:`diff` would carry."""
+
+    @abstractmethod
+    def apply_diff(
+        self,
+        layer_id: str,
+        archive: BinaryIO,
+        *,
+        mappings: IDMappings | None = None,
+        tar_split: BinaryIO | None = None,
+    ) -> Applied:
+        """Unpack a layer archive (plain or compressed tar, whiteouts included) into the layer.
+
+        Args:
+            archive: the bytes as they came, read to their end.
+            mappings: owners in the archive are container IDs; they are translated to host IDs.
+            tar_split: receives uncompressed tar-split JSON lines (FORMAT 5) when given.
+
+        Raises:
+            MalformedArchive, HostileArchive, OSError; the layer's content is then undefined and
+            the caller removes the layer.
+        """
+
+
+def check_layer_id(layer_id: str) -> None:
+    """Raise :class:`BadLayerID` unless ``layer_id`` can be one directory name."""
+    raw = layer_id.encode("utf-8", "surrogateescape")
+    if not raw or layer_id in (".", "..") or b"/" in raw or b"\0" in raw:
+        raise BadLayerID(f"layer ID {layer_id!r} is not a directory name")
+    if len(raw) > NAME_MAX:
+        raise BadLayerID(f"layer ID {layer_id[:32]!r}… has {len(raw)} bytes, {NAME_MAX} are possible")
