@@ -1,0 +1,1 @@
+"""The test suite; helpers that are not tests live in ``tests.support``."""

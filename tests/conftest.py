@@ -1,0 +1,137 @@
+"""Fixtures: real file systems, real stores, real peers; nothing of them outlives the run."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support import features, loops
+from tests.support.features import require
+from tests.support.rootfs import build_rootfs_tar
+from tests.support.tools import StoreDirs, ToolBox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.support.tools import Tool
+
+GIB = 1 << 30
+__all__ = ["StoreDirs", "require"]
+_numbers = itertools.count(1)
+
+
+def pytest_report_header() -> str:
+    """Say what is on and what is insisted on."""
+    return features.header()
+
+
+@pytest.fixture(name="require")
+def require_fixture() -> Callable[[str], None]:
+    """The helper of the same name."""
+    return require
+
+
+@pytest.fixture(scope="session")
+def run_dir() -> Iterator[Path]:
+    """This run's private directory; what dead runs left is swept first."""
+    home = loops.new_run()
+    try:
+        yield home
+    finally:
+        loops.remove_run(home)
+
+
+@pytest.fixture(scope="session")
+def btrfs_root(run_dir: Path) -> Iterator[Path]:
+    """A btrfs of 8 GiB in a sparse file, mounted noatime."""
+    require("btrfs")
+    with loops.loop_mount(run_dir, "b", mkfs=("mkfs.btrfs", "-q"), size=8 * GIB) as point:
+        yield point
+
+
+@pytest.fixture
+def btrfs_dir(btrfs_root: Path) -> Iterator[Path]:
+    """A fresh directory on btrfs; mounts and subvolumes in it are removed with it."""
+    directory = btrfs_root / str(next(_numbers))
+    directory.mkdir()
+    try:
+        yield directory
+    finally:
+        loops.delete_tree(btrfs_root, directory)
+
+
+@pytest.fixture
+def ext4_dir(run_dir: Path) -> Iterator[Path]:
+    """The root of a fresh ext4 of 512 MiB."""
+    require("btrfs")  # the loop devices and privileges are the same
+    name = f"e{next(_numbers)}"
+    with loops.loop_mount(run_dir, name, mkfs=("mkfs.ext4", "-q"), size=GIB // 2) as point:
+        yield point
+
+
+@pytest.fixture
+def xfs_dir(run_dir: Path) -> Iterator[Path]:
+    """The root of a fresh xfs of 512 MiB."""
+    require("xfs")
+    name = f"x{next(_numbers)}"
+    with loops.loop_mount(run_dir, name, mkfs=("mkfs.xfs", "-q"), size=GIB // 2) as point:
+        yield point
+
+
+@pytest.fixture
+def store_dirs(btrfs_dir: Path) -> StoreDirs:
+    """Empty graphroot and runroot on btrfs."""
+    dirs = StoreDirs(btrfs_dir / "g", btrfs_dir / "r")
+    dirs.graphroot.mkdir(mode=0o700)
+    dirs.runroot.mkdir(mode=0o700)
+    return dirs
+
+
+@pytest.fixture
+def toolbox(store_dirs: StoreDirs, btrfs_dir: Path) -> ToolBox:
+    """Peers bound to ``store_dirs``; the fixtures below check that they are installed."""
+    return ToolBox(store_dirs, "btrfs", btrfs_dir / "conf")
+
+
+@pytest.fixture
+def podman(toolbox: ToolBox) -> Iterator[Tool]:
+    """``podman`` on ``store_dirs``; containers still running at the end are killed."""
+    require("podman")
+    tool = toolbox.podman()
+    try:
+        yield tool
+    finally:
+        with contextlib.suppress(Exception):
+            if tool("ps", "-q").stdout.strip():
+                tool("kill", "--all", check=False)
+
+
+@pytest.fixture
+def buildah(toolbox: ToolBox) -> Tool:
+    """``buildah`` on ``store_dirs``."""
+    require("buildah")
+    return toolbox.buildah()
+
+
+@pytest.fixture
+def skopeo(toolbox: ToolBox) -> Tool:
+    """``skopeo``; ``containers-storage:NAME`` means ``store_dirs``."""
+    require("skopeo")
+    return toolbox.skopeo()
+
+
+@pytest.fixture
+def containers_storage(toolbox: ToolBox) -> Tool:
+    """``containers-storage`` on ``store_dirs``."""
+    require("containers-storage")
+    return toolbox.containers_storage()
+
+
+@pytest.fixture(scope="session")
+def rootfs_tar(run_dir: Path) -> Path:
+    """A tar of a small root filesystem that runs (static busybox)."""
+    return build_rootfs_tar(run_dir / "rootfs.tar")
