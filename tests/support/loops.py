@@ -1,8 +1,8 @@
 """Loop-mounted file systems that never outlive the tests.
 
-Everything lives in one private directory per run, ``<base>/<pid>-<start time>``, holding a file ``owner``. A run
-begins with a sweep of what dead runs left there: a directory counts as ours only when it has our base as its
-parent, an ``owner`` file that repeats its name, and no live process of that pid and start time.
+Everything lives in one private directory per run, ``<base>/<pid>-<start time>``, holding a file ``owner``.
+A run begins with a sweep of what dead runs left there: a directory counts as ours only when it has our base
+as its parent, an ``owner`` file that repeats its name, and no live process of that pid and start time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def run(*argv: str | os.PathLike[str]) -> str:
 
 
 def start_time(pid: int) -> str:
-    """Clock ticks after boot at which ``pid`` began (proc(5), field 22), or "" when there is no such process."""
+    """Clock ticks after boot at which ``pid`` began (proc(5), field 22), or "" for no such process."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:

@@ -40,7 +40,7 @@ KINDS = {
 
 
 def snapshot_tree(path: Path | str, *, times: bool = True) -> dict[str, Entry]:
-    """Every path below ``path`` (relative, the top as ``.``) with type, mode, owner, content, xattrs and links.
+    """Every path below ``path`` (the top as ``.``) with type, mode, owner, content, xattrs and links.
 
     ``times=False`` leaves modification times out of the comparison. Directory sizes never take part: they
     differ between file systems.
