@@ -1,0 +1,290 @@
+"""fsd's own state beside a store: snapshots, view numbers, intents, sizes, bursts, settings.
+
+It is one SQLite file, ``<graphroot>/fsd/state.db`` (``store/state_schema.py`` describes its
+tables), shared by every thread and process that works on the store. Nothing in it is needed to
+find data: without it snapshots are found on disk again, and views get new numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from store.state_db import Database
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterator, Mapping
+
+VIEW_NUMBERS = 2**21
+"""View numbers are 1 up to this, exclusive: they share a 64-bit inode number with a file's own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotRow:
+    """What is known of one snapshot; the columns of table ``snapshots``."""
+
+    container_id: str
+    name: str
+    created_ns: int
+    reason: str
+    generation: int = -1
+    pinned: bool = False
+    named: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intent:
+    """An operation that began and has not ended; ``alive`` while the process that began it is."""
+
+    id: int
+    kind: str
+    details: Mapping[str, Any]
+    begun_ns: int
+    alive: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """A measured size in bytes, the layer's generation then, and when it was measured."""
+
+    bytes: int
+    generation: int
+    measured_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BurstTimes:
+    """When the latest burst of a container began, and its last recorded mutation."""
+
+    started_ns: int
+    mutated_ns: int
+
+
+class State:
+    """The state file at ``path``; made, with its directory, when it is missing.
+
+    Methods are safe to call from any thread. Each raises ``OSError`` with errno and path when the
+    file cannot be read or written; damage to the file is repaired by starting an empty one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._db = Database(self.path)
+
+    @property
+    def epoch(self) -> int:
+        """Grows whenever rows may have been lost, so that they are to be derived again."""
+        return self._db.epoch
+
+    def close(self) -> None:
+        """Close the file; a later call opens it again."""
+        self._db.close()
+
+    # -- snapshots -----------------------------------------------------------------------------
+
+    def snapshots(self, container_id: str | None = None) -> list[SnapshotRow]:
+        """The snapshots of one container, or of all, oldest first."""
+        where, values = ("WHERE container_id = ?", [container_id]) if container_id else ("", [])
+        query = f"SELECT * FROM snapshots {where} ORDER BY created_ns, container_id, name"
+        return [_snapshot(row) for row in self._rows(query, values)]
+
+    def snapshot(self, container_id: str, name: str) -> SnapshotRow | None:
+        """One snapshot, or ``None``."""
+        query = "SELECT * FROM snapshots WHERE container_id = ? AND name = ?"
+        rows = self._rows(query, [container_id, name])
+        return _snapshot(rows[0]) if rows else None
+
+    def put_snapshot(self, row: SnapshotRow) -> None:
+        """Add a snapshot, or replace what is known of it."""
+        columns = tuple(SnapshotRow.__dataclass_fields__)
+        marks = ", ".join("?" * len(columns))
+        self._execute(
+            f"INSERT OR REPLACE INTO snapshots ({', '.join(columns)}) VALUES ({marks})",
+            [getattr(row, column) for column in columns],
+        )
+
+    def drop_snapshot(self, container_id: str, name: str) -> None:
+        """Forget a snapshot; nothing happens when it is not known."""
+        self._execute("DELETE FROM snapshots WHERE container_id = ? AND name = ?", [container_id, name])
+
+    # -- views ---------------------------------------------------------------------------------
+
+    def view_number(self, key: str) -> int:
+        """The number of view ``key``, always the same; a new key gets one that no key has.
+
+        Raises:
+            OverflowError: all numbers are in use
+        """
+        rows = self._rows("SELECT number FROM views WHERE key = ?", [key])
+        return int(rows[0]["number"]) if rows else self._db.write(lambda c: _new_view_number(c, key))
+
+    def drop_view(self, key: str) -> None:
+        """Free the number of a view that will not be shown again."""
+        self._execute("DELETE FROM views WHERE key = ?", [key])
+
+    # -- intents -------------------------------------------------------------------------------
+
+    def begin(self, kind: str, details: Mapping[str, Any]) -> int:
+        """Record, durably, that an operation begins; the ID is for :meth:`done`.
+
+        Args:
+            details: what is needed to finish or undo the operation; must be JSON.
+        """
+        text = json.dumps(details, sort_keys=True)
+
+        def insert(connection: sqlite3.Connection) -> int:
+            cursor = connection.execute(
+                "INSERT INTO intents (kind, details, owner, begun_ns) VALUES (?, ?, ?, ?)",
+                [kind, text, _owner(os.getpid()), time.time_ns()],
+            )
+            assert cursor.lastrowid is not None
+            return cursor.lastrowid
+
+        return self._db.write(insert, durable=True)
+
+    def done(self, intent_id: int) -> None:
+        """The operation ended, or was undone."""
+        self._execute("DELETE FROM intents WHERE id = ?", [intent_id])
+
+    @contextmanager
+    def intent(self, kind: str, details: Mapping[str, Any]) -> Iterator[int]:
+        """:meth:`begin` and :meth:`done` around a block that cleans up after its own failures."""
+        intent_id = self.begin(kind, details)
+        try:
+            yield intent_id
+        finally:
+            self.done(intent_id)
+
+    def pending(self) -> list[Intent]:
+        """Operations that have not ended, oldest first."""
+        return [_intent(row) for row in self._rows("SELECT * FROM intents ORDER BY id", [])]
+
+    # -- sizes, bursts, settings ---------------------------------------------------------------
+
+    def size(self, key: str) -> Size | None:
+        """The size last measured under ``key``."""
+        rows = self._rows("SELECT bytes, generation, measured_ns FROM sizes WHERE key = ?", [key])
+        return Size(**dict(rows[0])) if rows else None
+
+    def put_size(self, key: str, size: Size) -> None:
+        """Remember a measured size."""
+        self._execute(
+            "INSERT OR REPLACE INTO sizes (key, generation, bytes, measured_ns) VALUES (?, ?, ?, ?)",
+            [key, size.generation, size.bytes, size.measured_ns],
+        )
+
+    def burst(self, container_id: str) -> BurstTimes | None:
+        """The times of a container's latest burst; ``None`` when it was never written through us."""
+        query = "SELECT started_ns, mutated_ns FROM bursts WHERE container_id = ?"
+        rows = self._rows(query, [container_id])
+        return BurstTimes(**dict(rows[0])) if rows else None
+
+    def put_burst(self, container_id: str, times: BurstTimes) -> None:
+        """Remember the times of a container's latest burst."""
+        self._execute(
+            "INSERT OR REPLACE INTO bursts (container_id, started_ns, mutated_ns) VALUES (?, ?, ?)",
+            [container_id, times.started_ns, times.mutated_ns],
+        )
+
+    def settings(self, obj: str) -> dict[str, str]:
+        """All settings of an object such as ``containers/<id>``."""
+        rows = self._rows("SELECT key, value FROM settings WHERE object = ? ORDER BY key", [obj])
+        return {row["key"]: row["value"] for row in rows}
+
+    def set_setting(self, obj: str, key: str, value: str | None) -> None:
+        """Choose a value for an object; ``None`` returns to the default."""
+        if value is None:
+            self._execute("DELETE FROM settings WHERE object = ? AND key = ?", [obj, key])
+        else:
+            self._execute("INSERT OR REPLACE INTO settings VALUES (?, ?, ?)", [obj, key, value])
+
+    def forget_container(self, container_id: str) -> None:
+        """Drop what is kept for a container that was deleted; its snapshots' rows stay."""
+        obj = f"containers/{container_id}"
+
+        def delete(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM bursts WHERE container_id = ?", [container_id])
+            connection.execute("DELETE FROM settings WHERE object = ?", [obj])
+            for table in ("sizes", "views"):
+                connection.execute(
+                    f"DELETE FROM {table} WHERE key = ? OR substr(key, 1, ?) = ?",
+                    [obj, len(obj) + 1, f"{obj}/"],
+                )
+
+        self._db.write(delete)
+
+    def _rows(self, query: str, values: list[Any]) -> list[sqlite3.Row]:
+        def fetch(connection: sqlite3.Connection) -> list[sqlite3.Row]:
+            return connection.execute(query, values).fetchall()
+
+        return self._db.read(fetch)
+
+    def _execute(self, statement: str, values: list[Any]) -> None:
+        self._db.write(lambda connection: connection.execute(statement, values))
+
+
+def _snapshot(row: sqlite3.Row) -> SnapshotRow:
+    values = dict(row)
+    return SnapshotRow(**values | {"pinned": bool(values["pinned"]), "named": bool(values["named"])})
+
+
+def _intent(row: sqlite3.Row) -> Intent:
+    return Intent(
+        id=row["id"],
+        kind=row["kind"],
+        details=json.loads(row["details"]),
+        begun_ns=row["begun_ns"],
+        alive=_is_alive(row["owner"]),
+    )
+
+
+def _new_view_number(connection: sqlite3.Connection, key: str) -> int:
+    """One more than the highest; once those are used up, the lowest number that is free."""
+    row = connection.execute("SELECT number FROM views WHERE key = ?", [key]).fetchone()
+    if row:  # another thread was faster
+        return int(row["number"])
+    number = int(connection.execute("SELECT ifnull(max(number), 0) + 1 FROM views").fetchone()[0])
+    if number >= VIEW_NUMBERS:
+        number = _lowest_free_number(connection)
+    connection.execute("INSERT INTO views (number, key) VALUES (?, ?)", [number, key])
+    return number
+
+
+def _lowest_free_number(connection: sqlite3.Connection) -> int:
+    expected = 1
+    for row in connection.execute("SELECT number FROM views ORDER BY number"):
+        if row["number"] != expected:
+            return expected
+        expected += 1
+    raise OverflowError(f"all {VIEW_NUMBERS - 1} view numbers are in use")
+
+
+def _owner(pid: int) -> str:
+    """A process for all time: the boot, the pid, and when it started (proc(5), stat field 22)."""
+    return f"{_boot_id()} {pid} {_start_time(pid)}"
+
+
+def _is_alive(owner: str) -> bool:
+    boot, pid, start = owner.split(" ")
+    return boot == _boot_id() and start != "" and start == _start_time(int(pid))
+
+
+def _start_time(pid: int) -> str:
+    """In clock ticks after boot; empty when there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return stat.rpartition(")")[2].split()[19]
+
+
+@lru_cache(maxsize=1)
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
