@@ -1,5 +1,7 @@
 """Name the cffi build scripts; everything else about the build is in pyproject.toml."""
 
+from glob import glob
+
 from setuptools import setup
 
-setup(cffi_modules=["drivers/_btrfs_build.py:ffibuilder"])
+setup(cffi_modules=[f"{script}:ffibuilder" for script in sorted(glob("drivers/_*_build.py"))])

@@ -1,0 +1,98 @@
+# make up      install what is needed, start fsd on a pool of its own with a small image in it
+# make down    stop it and detach the pool; its content stays for the next `make up`
+# make test    install what the tests need, run them
+# make check   linters and type checker
+# make bench   measure (minutes)
+# make clean   make down, then delete the pool, the virtual environment and every build product
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+# Where `make up` keeps its store.
+FSD_HOME ?= /var/lib/fsd
+MOUNTPOINT ?= /run/fsd
+GRAPHROOT := $(FSD_HOME)/storage
+RUNROOT := /run/containers/fsd
+STORAGE_CONF := $(FSD_HOME)/storage.conf
+FSD := $(SUDO) env CONTAINERS_STORAGE_CONF=$(STORAGE_CONF) $(abspath $(BIN))/fsd
+IMAGE := localhost/busybox:latest
+
+PACKAGES := btrfs-progs busybox-static fuse3 gcc kmod libc6-dev libfuse3-dev mount pkg-config python3-dev python3-venv
+TEST_PACKAGES := $(PACKAGES) acl attr bats buildah ca-certificates containers-storage crun debootstrap docker-registry \
+	docker.io fio fuse-overlayfs podman skopeo strace xfsprogs
+BUILD_SCRIPTS := $(wildcard drivers/_*_build.py)
+GENERATED := $(BUILD_SCRIPTS:_build.py=.c)
+BUILD_SOURCES := $(filter-out $(GENERATED),$(wildcard drivers/*.c drivers/*.h))
+PYTEST_ARGS ?=
+
+.PHONY: up down test check bench clean packages test-packages
+.NOTPARALLEL:
+
+up: packages $(VENV)/installed $(STORAGE_CONF)
+	$(FSD) up $(MOUNTPOINT)
+	@$(FSD) images $(IMAGE) >/dev/null 2>&1 || { \
+		$(BIN)/python examples/busybox_rootfs.py | $(FSD) import - $(IMAGE); }
+	@echo
+	@echo "fsd is up. Look around:"
+	@echo "  cat $(MOUNTPOINT)/README"
+	@echo "  ls $(MOUNTPOINT)/images/$(IMAGE)/rootfs"
+	@echo "  mkdir $(MOUNTPOINT)/containers/web && echo busybox > $(MOUNTPOINT)/containers/web/from"
+	@echo "The same store for fsd and podman on the command line:"
+	@echo "  export CONTAINERS_STORAGE_CONF=$(STORAGE_CONF)"
+	@echo "  $(BIN)/fsd status"
+
+down:
+	@if [ -x $(BIN)/fsd ] && [ -e $(STORAGE_CONF) ]; then $(FSD) down; else echo "fsd is not installed here"; fi
+
+test: test-packages $(VENV)/installed-dev
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: test-packages $(VENV)/installed-dev
+	$(BIN)/python -m pytest tests/bench $(PYTEST_ARGS)
+
+clean: down
+	$(SUDO) rm -rf --one-file-system $(FSD_HOME)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -f drivers/*.so $(GENERATED)
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+packages:
+	@$(call install-missing,$(PACKAGES))
+
+test-packages:
+	@$(call install-missing,$(TEST_PACKAGES))
+
+# $(call install-missing,PACKAGES): apt-get only what dpkg does not have; a failed download is tried once more.
+define install-missing
+	wanted="$(1)"; missing=; \
+	for package in $$wanted; do \
+		dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null | grep -q '^installed' || missing="$$missing $$package"; \
+	done; \
+	[ -z "$$missing" ] && exit 0; \
+	echo "installing$$missing"; \
+	apt="$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o Acquire::Retries=2"; \
+	install="$$apt install --no-install-recommends -y $$missing"; \
+	{ $$apt update && $$install; } </dev/null >/dev/null || { $$apt update && $$install; } </dev/null >/dev/null
+endef
+
+$(STORAGE_CONF):
+	$(SUDO) mkdir -p $(FSD_HOME)
+	printf '[storage]\ndriver = "btrfs"\ngraphroot = "%s"\nrunroot = "%s"\n' $(GRAPHROOT) $(RUNROOT) | $(SUDO) tee $@ >/dev/null
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python pyproject.toml setup.py $(BUILD_SCRIPTS) $(BUILD_SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
