@@ -276,7 +276,7 @@ class TreeWalk:
             if stat.S_ISDIR(entry.stat.st_mode):
                 below.append((name, other is not None and stat.S_ISDIR(other.stat.st_mode)))
             elif other is not None and is_directory_like(entry.stat.st_mode):
-                self._emptied(path + b"/" + name, other)
+                self.emptied(path + b"/" + name, other)
         for name in theirs:
             self._into.add(path + b"/" + name, ChangeKind.DELETED)
         return below
@@ -287,12 +287,12 @@ class TreeWalk:
         elif entry_differs(new, old, self._owners, self._rules):
             self._into.add(path, ChangeKind.MODIFIED)
 
-    def _emptied(self, path: bytes, old: Entry) -> None:
+    def emptied(self, path: bytes, old: Entry) -> None:
         """List what a directory held that became a block device or socket: each entry is DELETED."""
         if stat.S_ISDIR(old.stat.st_mode):
             with os.scandir(old.path) as listing:
                 for item in listing:
-                    self._into.add(path + b"/" + item.name, ChangeKind.DELETED)
+                    self._into.add(path + b"/" + os.fsencode(item.name), ChangeKind.DELETED)
 
 
 def tree_changes(
@@ -323,7 +323,7 @@ def tree_changes(
 
 
 @contextmanager
-def directory(place: Path | int) -> Iterator[int]:
+def directory(place: Path | bytes | int) -> Iterator[int]:
     """A directory's descriptor: the caller's own, or one opened for the length of the block."""
     if isinstance(place, int):
         yield place

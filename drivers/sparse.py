@@ -1,0 +1,186 @@
+"""Deciding candidate paths: the cheap half of finding changes.
+
+Something that knows where two trees may differ (a send stream, a tree search) names *candidate* paths;
+this module looks at each on both sides and lists it by the same rules as the complete walk. A candidate that
+turns out equal is not listed, and below a directory that is not the same object on both sides
+everything is compared, so the result is :func:`~drivers.changes.tree_changes`' as long as each difference
+is a candidate or below one.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import defaultdict
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from drivers.base import Change, ChangeKind
+from drivers.changes import (
+    RULES,
+    Collector,
+    Entry,
+    Owners,
+    Rules,
+    TreeWalk,
+    directory,
+    entry_differs,
+    located,
+)
+from drivers.changes import is_directory_like as directory_like
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    Aliases = Callable[[int], Iterable[bytes]]
+    SameObject = Callable[[Entry, Entry], bool]
+
+
+def same_inode(new: Entry, old: Entry) -> bool:
+    """Whether a path is one object in two snapshots of one subvolume: inode numbers are not reused."""
+    return new.stat.st_ino == old.stat.st_ino
+
+
+def no_aliases(inode: int) -> Iterable[bytes]:
+    """For candidates that already include every name of every changed file."""
+    return ()
+
+
+class CandidateComparison:
+    """Compares two trees at candidate paths only.
+
+    Args:
+        new, old: root directories.
+        same: whether a directory present on both sides is one object, so that only the candidates
+            below it can differ.
+        aliases: all paths of a file in the new tree by inode number; asked for hard links, since what
+            changed under one name changed under all.
+    """
+
+    def __init__(
+        self,
+        new: int,
+        old: int,
+        *,
+        owners: Owners | None = None,
+        rules: Rules = RULES,
+        same: SameObject = same_inode,
+        aliases: Aliases = no_aliases,
+    ) -> None:
+        self._new, self._old = new, old
+        self._owners, self._rules = owners or Owners(), rules
+        self._same, self._aliases = same, aliases
+        self._found = Collector()
+        self._walk = TreeWalk(self._found, self._owners, rules)
+        self._seen: set[bytes] = set()
+        self._settled: set[bytes] = set()
+        self._linked: set[int] = set()
+        self._balance: dict[bytes, int] = defaultdict(int)
+        self._directories: dict[bytes, int] = {}
+
+    def run(self, candidates: Iterable[bytes]) -> list[Change]:
+        """Changes at and below the candidates, absolute paths in any order."""
+        self._take(candidates)
+        # Sizes can be judged only when every named entry is counted, and may name more candidates.
+        while unbalanced := [p for p, excess in self._directories.items() if excess != self._balance[p]]:
+            for path in unbalanced:
+                del self._directories[path]
+                self._take(self.differing_names(path))
+        return self._found.finish()
+
+    def _take(self, candidates: Iterable[bytes]) -> None:
+        # Bytewise order puts every directory before what is in it.
+        pending = sorted(set(candidates) - self._seen)
+        while pending:
+            more: list[bytes] = []
+            for path in pending:
+                if path not in self._seen and not self._is_settled(path):
+                    self._seen.add(path)
+                    more += self._decide(path)
+            pending = sorted(set(more) - self._seen)
+
+    def _is_settled(self, path: bytes) -> bool:
+        """Whether a directory above was compared completely, or is on one side only."""
+        while path:
+            path = path.rpartition(b"/")[0]
+            if path in self._settled:
+                return True
+        return False
+
+    def _decide(self, path: bytes) -> Iterable[bytes]:
+        """List one candidate; returns further candidates."""
+        if path in (b"", b"/"):
+            self._note_directory(b"")
+            return ()
+        with located(self._new, path) as new, located(self._old, path) as old:
+            self._weigh(path, new, old)
+            if new is not None and old is not None:
+                return self._both(path, new, old)
+            if new is not None:
+                self._only_new(path, new)
+            elif old is not None:
+                self._only_old(path)
+        return ()
+
+    def _weigh(self, path: bytes, new: Entry | None, old: Entry | None) -> None:
+        # btrfs counts each name twice in its directory's size: once by hash and once by index.
+        parent, _, name = path.rpartition(b"/")
+        self._balance[parent] += 2 * len(name) * ((new is not None) - (old is not None))
+
+    def _both(self, path: bytes, new: Entry, old: Entry) -> Iterable[bytes]:
+        if entry_differs(new, old, self._owners, self._rules):
+            self._found.add(path, ChangeKind.MODIFIED)
+        new_is, old_is = (stat.S_ISDIR(entry.stat.st_mode) for entry in (new, old))
+        if new_is and old_is and self._same(new, old):
+            self._directories[path] = new.stat.st_size - old.stat.st_size
+            return ()
+        if new_is:
+            self._settled.add(path)
+            self._compare_below(path, new, old if old_is else None)
+        elif old_is:
+            self._settled.add(path)
+            if directory_like(new.stat.st_mode):
+                self._walk.emptied(path, old)
+        elif new.stat.st_nlink > 1 and new.stat.st_ino not in self._linked:
+            self._linked.add(new.stat.st_ino)
+            return self._aliases(new.stat.st_ino)
+        return ()
+
+    def _only_new(self, path: bytes, new: Entry) -> None:
+        self._found.add(path, ChangeKind.ADDED)
+        if stat.S_ISDIR(new.stat.st_mode):
+            self._settled.add(path)
+            self._compare_below(path, new, None)
+
+    def _only_old(self, path: bytes) -> None:
+        self._settled.add(path)
+        with located(self._new, path.rpartition(b"/")[0]) as parent:
+            # Where the directory above is gone or no directory, it is the one listed.
+            if parent is not None and stat.S_ISDIR(parent.stat.st_mode):
+                self._found.add(path, ChangeKind.DELETED)
+
+    def _compare_below(self, path: bytes, new: Entry, old: Entry | None) -> None:
+        with ExitStack() as stack:
+            new_fd = stack.enter_context(directory(new.path))
+            old_fd = stack.enter_context(directory(old.path)) if old is not None else None
+            self._walk.compare(new_fd, old_fd, path)
+
+    def _note_directory(self, path: bytes) -> None:
+        with located(self._new, path) as new, located(self._old, path) as old:
+            if new is not None and old is not None:
+                self._directories[path] = new.stat.st_size - old.stat.st_size
+
+    def differing_names(self, path: bytes) -> list[bytes]:
+        """Paths in a directory that are on one side only, or are another object on each."""
+        with located(self._new, path) as new, located(self._old, path) as old:
+            mine, theirs = _listing(new), _listing(old)
+        names = {name for name, _ in mine.items() ^ theirs.items()}
+        return [path + b"/" + name for name in names]
+
+
+def _listing(entry: Entry | None) -> dict[bytes, int]:
+    """Names of a directory with their inode numbers."""
+    if entry is None or not stat.S_ISDIR(entry.stat.st_mode):
+        return {}
+    with os.scandir(entry.path) as listing:
+        return {os.fsencode(item.name): item.inode() for item in listing}
