@@ -1,0 +1,185 @@
+"""tar-split: what a layer's tree cannot give back of the archive it came from (FORMAT 5).
+
+A list of JSON lines: *segments* hold raw archive bytes (headers, padding, the end), *file* lines stand
+for the content of one file of the tree, with its CRC-64/ISO. Read in order they are the archive again.
+
+Content the tree cannot reproduce (sparse maps, a file the same archive replaces later) is written as
+segments, which every reader of the format understands.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
+
+from drivers import _archive
+from drivers.compress import reader_of
+from drivers.confine import Root
+from drivers.errors import IntegrityError, MalformedArchive
+from drivers.tarformat import clamp_name, show
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_PIECE = 1 << 20
+_LINE_MAX = 8 << 20
+"""Longest JSON line accepted; a segment of 1 MiB takes 1.4 MB."""
+FILE, SEGMENT = 1, 2
+_HTML = ((b"&", b"\\u0026"), (b"<", b"\\u003c"), (b">", b"\\u003e"))
+
+
+def crc64(data: bytes, crc: int = 0) -> int:
+    """CRC-64/ISO of ``data`` (reflected polynomial 0xD8…, all ones in and out), continuing from ``crc``."""
+    return int(_archive.lib.fsd_crc64(crc, _archive.ffi.from_buffer(data), len(data)))
+
+
+def _name_fields(name: bytes) -> bytes:
+    try:
+        text = name.decode("utf-8")
+    except UnicodeDecodeError:
+        return b'"name_raw":"%s",' % base64.b64encode(name)
+    if not text:
+        return b""
+    raw = json.dumps(text, ensure_ascii=False).replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    out = raw.replace("\x7f", "\\u007f").encode()
+    for plain, escaped in _HTML:
+        out = out.replace(plain, escaped)
+    return b'"name":%s,' % out
+
+
+class TarSplitWriter:
+    """Writes the lines to ``out`` as archive bytes arrive in order."""
+
+    def __init__(self, out: BinaryIO) -> None:
+        self._out = out
+        self.position = 0
+
+    def segment(self, raw: bytes) -> None:
+        """Raw archive bytes; split into lines of at most 1 MiB."""
+        for at in range(0, len(raw), _PIECE):
+            payload = base64.b64encode(raw[at : at + _PIECE])
+            self._line(b'{"type":2,"payload":"%s"' % payload)
+
+    def file(self, name: bytes, size: int, crc: int) -> None:
+        """An entry whose ``size`` content bytes are those of the file ``name`` (as in the archive)."""
+        fields = _name_fields(name)
+        if size:
+            payload = base64.b64encode(crc.to_bytes(8, "big"))
+            self._line(b'{"type":1,%s"size":%d,"payload":"%s"' % (fields, size, payload))
+        else:
+            self._line(b'{"type":1,%s"payload":null' % fields)
+
+    def _line(self, start: bytes) -> None:
+        self._out.write(b'%s,"position":%d}\n' % (start, self.position))
+        self.position += 1
+
+
+# -- reading -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One line: raw bytes if ``raw`` is not ``None``, else ``size`` bytes of file ``name``."""
+
+    raw: bytes | None
+    name: bytes
+    size: int
+    crc: int
+
+
+def pieces(lines: BinaryIO) -> Iterator[Piece]:
+    """Parse uncompressed tar-split lines.
+
+    Raises:
+        MalformedArchive: a line is not what FORMAT 5 describes.
+    """
+    number = 0
+    while line := lines.readline(_LINE_MAX):
+        if not line.strip():
+            continue
+        number += 1
+        try:
+            yield _parse(json.loads(line))
+        except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
+            raise MalformedArchive(f"tar-split line {number} is not valid: {error}") from None
+
+
+def _parse(record: dict[str, object]) -> Piece:
+    payload = record.get("payload")
+    raw = base64.b64decode(payload, validate=True) if isinstance(payload, str) else b""
+    if record["type"] == SEGMENT:
+        return Piece(raw, b"", 0, 0)
+    if record["type"] != FILE:
+        raise ValueError(f"type {record['type']!r}")
+    size = record.get("size", 0)
+    if not isinstance(size, int) or size < 0 or (size and len(raw) != 8):
+        raise ValueError("size or checksum")
+    return Piece(None, _parse_name(record), size, int.from_bytes(raw, "big"))
+
+
+def _parse_name(record: dict[str, object]) -> bytes:
+    encoded = record.get("name_raw")
+    if isinstance(encoded, str) and encoded:
+        return base64.b64decode(encoded, validate=True)
+    name = record.get("name", "")
+    if not isinstance(name, str):
+        raise ValueError("name")
+    return name.encode("utf-8", "surrogateescape")
+
+
+def assemble(lines: BinaryIO, root: int | Path) -> BinaryIO:
+    """The archive a layer came from, as a stream read in constant memory.
+
+    Args:
+        lines: uncompressed tar-split.
+        root: the layer's tree, path or directory descriptor.
+
+    Raises (while reading):
+        IntegrityError: a file is missing, is of another size, or its content does not match.
+        MalformedArchive: the tar-split itself is damaged.
+    """
+    return reader_of(_assemble(lines, Root(root)))
+
+
+def _assemble(lines: BinaryIO, root: Root) -> Iterator[bytes]:
+    with root:
+        for piece in pieces(lines):
+            if piece.raw is None:
+                if piece.size:
+                    yield from file_content(root, piece)
+            elif piece.raw:
+                yield piece.raw
+
+
+def open_content(root: Root, name: bytes) -> int:
+    """Descriptor of the file a tar-split line names; ``..`` and ``/`` stay inside the root."""
+    try:
+        return root.open_file(clamp_name(name))
+    except OSError as error:
+        raise IntegrityError(f"{show(name)}: cannot be read back: {error.strerror}") from error
+
+
+def file_content(root: Root, piece: Piece) -> Iterator[bytes]:
+    """Content of the file ``piece`` names, checked against its size and checksum."""
+    fd = open_content(root, piece.name)
+    try:
+        actual = os.fstat(fd).st_size
+        if actual != piece.size:
+            raise IntegrityError(f"{show(piece.name)}: {actual} bytes, the layer's archive has {piece.size}")
+        crc, left = 0, piece.size
+        while left:
+            data = os.read(fd, min(left, _PIECE))
+            if not data:
+                raise IntegrityError(f"{show(piece.name)}: became shorter while it was read")
+            crc = crc64(data, crc)
+            left -= len(data)
+            if not left and crc != piece.crc:
+                raise IntegrityError(f"{show(piece.name)}: content differs from the layer's archive")
+            yield data
+    finally:
+        os.close(fd)
