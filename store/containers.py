@@ -1,0 +1,84 @@
+"""The container table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from store.errors import ContainerUnknown, DuplicateName
+from store.records import Container
+from store.table import Broken, Draft, Table, View
+
+
+class ContainerView(View[Container]):
+    """The containers at one moment."""
+
+    __slots__ = ("_by_image", "_by_layer")
+
+    def __init__(
+        self, by_id: dict[str, Container], broken: tuple[Broken, ...] = (), changed_ns: int = 0
+    ) -> None:
+        super().__init__(by_id, broken, changed_ns)
+        self._by_layer: dict[str, list[Container]] | None = None
+        self._by_image: dict[str, list[Container]] | None = None
+
+    def on_layer(self, layer_id: str) -> list[Container]:
+        """Containers whose content is in this layer; there should be one at most."""
+        if self._by_layer is None:
+            self._by_layer = {}
+            for container in self.records:
+                self._by_layer.setdefault(container.layer, []).append(container)
+        return list(self._by_layer.get(layer_id, ())) if layer_id else []
+
+    def of_image(self, image_id: str) -> list[Container]:
+        """Containers made from this image."""
+        if self._by_image is None:
+            self._by_image = {}
+            for container in self.records:
+                self._by_image.setdefault(container.image, []).append(container)
+        return list(self._by_image.get(image_id, ())) if image_id else []
+
+    def resolve(self, text: str) -> Container | None:
+        """Look up by ID, name, layer ID, then unique ID prefix (FORMAT 2.5)."""
+        found = self.get(text) or self.by_name(text)
+        if found is None:
+            found = next(iter(self.on_layer(text)), None) or self.by_prefix(text)
+        return found
+
+
+class ContainerDraft(Draft[Container]):
+    """The containers under their lock."""
+
+    @property
+    def view(self) -> ContainerView:
+        """The present state."""
+        view: ContainerView = super().view
+        return view
+
+    def check_names(self, names: tuple[str, ...]) -> None:
+        """Raise :class:`DuplicateName` if another container has one of ``names``."""
+        for name in names:
+            owner = self.view.by_name(name)
+            if owner is not None:
+                raise DuplicateName(f"the container name {name!r} is already in use by container {owner.id}")
+
+    def existing(self, text: str) -> Container:
+        """The container of that ID, name, layer or ID prefix; :class:`ContainerUnknown`."""
+        container = self.view.resolve(text)
+        if container is None:
+            raise ContainerUnknown(f"no container is called {text!r}")
+        return container
+
+
+class ContainerTable(Table[Container, ContainerView, ContainerDraft]):
+    """``containers.json`` and ``volatile-containers.json`` in ``<graphroot>/<driver>-containers``."""
+
+    def __init__(self, directory: Path, *, read_only: bool = False) -> None:
+        super().__init__(
+            directory,
+            "containers",
+            Container,
+            ContainerView,
+            ContainerDraft,
+            read_only=read_only,
+            volatile_file=True,
+        )

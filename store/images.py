@@ -1,0 +1,69 @@
+"""The image table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from store.errors import DuplicateName, ImageUnknown
+from store.records import Image
+from store.table import Broken, Draft, Table, View
+
+
+class ImageView(View[Image]):
+    """The images at one moment."""
+
+    __slots__ = ("_by_digest", "_by_layer")
+
+    def __init__(self, by_id: dict[str, Image], broken: tuple[Broken, ...] = (), changed_ns: int = 0) -> None:
+        super().__init__(by_id, broken, changed_ns)
+        self._by_digest: dict[str, list[Image]] | None = None
+        self._by_layer: dict[str, list[Image]] | None = None
+
+    def by_digest(self, digest: str) -> list[Image]:
+        """Images with this digest, or with a manifest of this digest."""
+        if self._by_digest is None:
+            self._by_digest = {}
+            for image in self.records:
+                for item in image.digests:
+                    self._by_digest.setdefault(item, []).append(image)
+        return list(self._by_digest.get(digest, ()))
+
+    def on_layer(self, layer_id: str) -> list[Image]:
+        """Images that have this layer as their top or as a mapped copy of it."""
+        if self._by_layer is None:
+            self._by_layer = {}
+            for image in self.records:
+                for layer in dict.fromkeys((image.layer, *image.mapped_layers)):
+                    self._by_layer.setdefault(layer, []).append(image)
+        return list(self._by_layer.get(layer_id, ())) if layer_id else []
+
+
+class ImageDraft(Draft[Image]):
+    """The images under their lock."""
+
+    @property
+    def view(self) -> ImageView:
+        """The present state."""
+        view: ImageView = super().view
+        return view
+
+    def check_names(self, names: tuple[str, ...]) -> None:
+        """Raise :class:`DuplicateName` if another image has one of ``names``."""
+        for name in names:
+            owner = self.view.by_name(name)
+            if owner is not None:
+                raise DuplicateName(f"the image name {name!r} is already in use by image {owner.id}")
+
+    def existing(self, text: str) -> Image:
+        """The image of that ID, name or ID prefix; :class:`ImageUnknown`."""
+        image = self.view.resolve(text)
+        if image is None:
+            raise ImageUnknown(f"no image is called {text!r}")
+        return image
+
+
+class ImageTable(Table[Image, ImageView, ImageDraft]):
+    """``images.json`` in ``<graphroot>/<driver>-images``."""
+
+    def __init__(self, directory: Path, *, read_only: bool = False) -> None:
+        super().__init__(directory, "images", Image, ImageView, ImageDraft, read_only=read_only)

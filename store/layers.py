@@ -1,0 +1,192 @@
+"""The layer table and the mount table that belongs to it.
+
+Every save of ``layers.json`` rewrites ``mountpoints.json`` too (FORMAT 3.6); ``mountpoints.lock`` is
+innermost and only ever taken while ``layers.lock`` is held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from store.errors import DuplicateName, LayerUnknown
+from store.records import INCOMPLETE, Layer, MountPoint
+from store.table import Broken, Draft, Table, View
+
+
+class LayerView(View[Layer]):
+    """The layers at one moment."""
+
+    __slots__ = ("_by_compressed", "_by_diff", "_by_toc", "_children")
+
+    def __init__(self, by_id: dict[str, Layer], broken: tuple[Broken, ...] = (), changed_ns: int = 0) -> None:
+        super().__init__(by_id, broken, changed_ns)
+        self._children: dict[str, list[Layer]] | None = None
+        self._by_compressed: dict[str, list[Layer]] | None = None
+        self._by_diff: dict[str, list[Layer]] | None = None
+        self._by_toc: dict[str, list[Layer]] | None = None
+
+    def children(self, layer_id: str) -> list[Layer]:
+        """Layers whose parent is ``layer_id``."""
+        if self._children is None:
+            self._children = _group((layer.parent, layer) for layer in self.records if layer.parent)
+        return list(self._children.get(layer_id, ()))
+
+    def by_compressed_digest(self, digest: str) -> list[Layer]:
+        """Layers whose archive, as given, had this digest."""
+        if self._by_compressed is None:
+            self._by_compressed = _group(
+                (i.compressed_digest, i) for i in self.records if i.compressed_digest
+            )
+        return list(self._by_compressed.get(digest, ()))
+
+    def by_diff_digest(self, digest: str) -> list[Layer]:
+        """Layers whose uncompressed archive had this digest."""
+        if self._by_diff is None:
+            self._by_diff = _group((i.diff_digest, i) for i in self.records if i.diff_digest)
+        return list(self._by_diff.get(digest, ()))
+
+    def by_toc_digest(self, digest: str) -> list[Layer]:
+        """Layers whose archive had a table of contents of this digest."""
+        if self._by_toc is None:
+            self._by_toc = _group((i.toc_digest, i) for i in self.records if i.toc_digest)
+        return list(self._by_toc.get(digest, ()))
+
+    def chain(self, layer_id: str) -> list[Layer]:
+        """The layer and its ancestors, base first; stops at a missing parent or a circle."""
+        found: dict[str, Layer] = {}
+        layer = self.get(layer_id)
+        while layer is not None and layer.id not in found:
+            found[layer.id] = layer
+            layer = self.get(layer.parent)
+        return list(found.values())[::-1]
+
+
+def _group(pairs: Iterator[tuple[str, Layer]]) -> dict[str, list[Layer]]:
+    groups: dict[str, list[Layer]] = {}
+    for key, layer in pairs:
+        groups.setdefault(key, []).append(layer)
+    return groups
+
+
+class MountView(View[MountPoint]):
+    """The mount counts at one moment."""
+
+    __slots__ = ()
+
+    def count(self, layer_id: str) -> int:
+        """How often the layer is mounted."""
+        mount = self.get(layer_id)
+        return mount.count if mount is not None and mount.path else 0
+
+    def by_path(self, path: str) -> MountPoint | None:
+        """The mount whose directory is ``path``."""
+        return next((mount for mount in self.records if mount.path == path), None)
+
+
+class MountDraft(Draft[MountPoint]):
+    """The mount counts under their lock."""
+
+    @property
+    def view(self) -> MountView:
+        """The present state."""
+        view: MountView = super().view
+        return view
+
+    def set(self, layer_id: str, path: str, count: int) -> None:
+        """Record how often a layer is mounted, and where; a count of 0 forgets it."""
+        if self.get(layer_id) is not None:
+            self.remove(layer_id)
+        if count > 0 and path:
+            self.add(MountPoint(id=layer_id, path=path, count=count))
+
+    def save(self) -> None:
+        """Write the table even if nothing changed."""
+        self._touch()
+        self.flush()
+
+
+class LayerDraft(Draft[Layer]):
+    """The layers under their lock, with the mounts in ``mounts``."""
+
+    mounts: MountDraft
+
+    @property
+    def view(self) -> LayerView:
+        """The present state."""
+        view: LayerView = super().view
+        return view
+
+    def check_names(self, names: tuple[str, ...]) -> None:
+        """Raise :class:`DuplicateName` if another layer has one of ``names``."""
+        for name in names:
+            owner = self.view.by_name(name)
+            if owner is not None:
+                raise DuplicateName(f"the layer name {name!r} is already in use by layer {owner.id}")
+
+    def existing(self, text: str) -> Layer:
+        """The layer of that ID, name or ID prefix; :class:`LayerUnknown`."""
+        layer = self.view.resolve(text)
+        if layer is None:
+            raise LayerUnknown(f"no layer is called {text!r}")
+        return layer
+
+    def flag_incomplete(self, layer: Layer) -> Layer:
+        """Mark a layer whose content is about to go, and save, so that a crash finishes the removal."""
+        flagged = self.put(replace(layer, flags={**layer.flags, INCOMPLETE: True}))
+        self.flush()
+        return flagged
+
+    def flush(self) -> None:
+        """Save the layers, and with them the mounts of those that still exist."""
+        dirty = self._dirty
+        super().flush()
+        if dirty:
+            for mount in self.mounts:
+                if self.get(mount.id) is None:
+                    self.mounts.remove(mount.id)
+            self.mounts.save()
+
+
+class LayerTable(Table[Layer, LayerView, LayerDraft]):
+    """``layers.json`` and ``volatile-layers.json`` with ``mountpoints.json``.
+
+    Args:
+        directory: ``<graphroot>/<driver>-layers``.
+        run_directory: ``<runroot>/<driver>-layers``, where the mounts are.
+    """
+
+    def __init__(self, directory: Path, run_directory: Path, *, read_only: bool = False) -> None:
+        super().__init__(
+            directory, "layers", Layer, LayerView, LayerDraft, read_only=read_only, volatile_file=True
+        )
+        self.mounts: Table[MountPoint, MountView, MountDraft] = Table(
+            run_directory, "mountpoints", MountPoint, MountView, MountDraft, durable=False
+        )
+
+    @contextmanager
+    def writing(self, timeout: float | None = None) -> Iterator[LayerDraft]:
+        """Both tables under their exclusive locks."""
+        with ExitStack() as stack:
+            draft = stack.enter_context(super().writing(timeout))
+            draft.mounts = stack.enter_context(self._mounts(timeout))
+            yield draft
+            draft.flush()
+
+    @contextmanager
+    def _mounts(self, timeout: float | None) -> Iterator[MountDraft]:
+        self.mounts.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self.mounts.writing(timeout) as mounts:
+            yield mounts
+
+    @contextmanager
+    def reading(self, timeout: float | None = None) -> Iterator[LayerDraft]:
+        """The layers under the shared lock; their mounts as of now."""
+        with super().reading(timeout) as draft:
+            if not self.read_only and self.mounts.directory.is_dir():
+                draft.mounts = MountDraft(self.mounts, [], self.mounts.peek(), False)
+            else:
+                draft.mounts = MountDraft(self.mounts, [], MountView({}), False)
+            yield draft

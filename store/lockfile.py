@@ -1,0 +1,264 @@
+"""The lock files of a store (FORMAT 3): who may read or write a table now, and when it changed.
+
+Kernel locks are whole-file record locks, which containers/storage takes as process-wide POSIX locks
+and we take as *open file description* locks (fcntl(2)). The two kinds exclude each other, but ours
+belong to one descriptor: threads of this process exclude each other by the same means, and closing
+another descriptor of the file loses nothing.
+
+The first 64 bytes of a lock file are its *stamp*, rewritten with every change of the data it guards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import os
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar, Final
+
+from store.errors import LockTimeout, StoreReadOnly
+
+F_OFD_GETLK: Final = 36
+F_OFD_SETLK: Final = 37
+F_OFD_SETLKW: Final = 38
+
+STAMP_SIZE: Final = 64
+DEFAULT_TIMEOUT: Final = 60.0
+"""Seconds to wait for a lock when the caller names no bound."""
+
+_FLOCK: Final = struct.Struct("@hhqqi4x")
+"""struct flock: type, whence, start, length, pid. The pid must be 0 for these commands."""
+_SPIN: Final = (0.0, 0.0005, 0.001, 0.002, 0.004, 0.008)
+"""Seconds between attempts before a helper thread queues for the lock in the kernel."""
+_counter: Final = itertools.count(1)
+
+
+def _flock(kind: int) -> bytes:
+    return _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0)
+
+
+def _try(fd: int, kind: int) -> bool:
+    try:
+        fcntl.fcntl(fd, F_OFD_SETLK, _flock(kind))
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+class _Waiter(threading.Thread):
+    """Queues for a lock in the kernel, so that a busy lock cannot starve us, and can be given up."""
+
+    def __init__(self, fd: int, kind: int) -> None:
+        super().__init__(name="lock waiter", daemon=True)
+        self.fd = fd
+        self.kind = kind
+        self.done = threading.Event()
+        self.error: OSError | None = None
+        self._guard = threading.Lock()
+        self._abandoned = False
+
+    def run(self) -> None:
+        try:
+            fcntl.fcntl(self.fd, F_OFD_SETLKW, _flock(self.kind))
+        except OSError as error:
+            self.error = error
+        with self._guard:
+            self.done.set()
+            if self._abandoned:
+                os.close(self.fd)
+
+    def acquire(self, timeout: float) -> bool:
+        """Wait for the lock; on failure the descriptor closes itself as soon as it can."""
+        self.start()
+        self.done.wait(timeout)
+        with self._guard:
+            self._abandoned = not self.done.is_set()
+        if self.error is not None:
+            raise self.error
+        return not self._abandoned
+
+
+class LockFile:
+    """One lock file of a store; use :meth:`get`, which keeps one object per file.
+
+    Args:
+        path: the file; created empty when first locked, mode 0644.
+        read_only: open it for reading only and refuse to write-lock it. A missing file on read-only
+            media then needs no lock at all.
+    """
+
+    _known: ClassVar[dict[tuple[str, bool], LockFile]] = {}
+    _known_guard: ClassVar[threading.Lock] = threading.Lock()
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path = path
+        self.read_only = read_only
+        self._holders: dict[int, str] = {}
+
+    @classmethod
+    def get(cls, path: Path, *, read_only: bool = False) -> LockFile:
+        """The lock object of ``path``, the same for every spelling of the path."""
+        real = os.path.realpath(path)
+        with cls._known_guard:
+            return cls._known.setdefault((real, read_only), cls(Path(real), read_only=read_only))
+
+    def __repr__(self) -> str:
+        return f"LockFile({str(self.path)!r})"
+
+    def touch(self) -> None:
+        """Create the file when it is missing, empty as containers/storage does."""
+        os.close(self._open())
+
+    @contextmanager
+    def reading(self, timeout: float | None = None) -> Iterator[None]:
+        """Hold the lock shared.
+
+        Raises:
+            LockTimeout: somebody kept it exclusively for more than ``timeout`` seconds.
+        """
+        with self._held(fcntl.F_RDLCK, timeout):
+            yield
+
+    @contextmanager
+    def writing(self, timeout: float | None = None) -> Iterator[None]:
+        """Hold the lock exclusively.
+
+        Raises:
+            LockTimeout: others kept it for more than ``timeout`` seconds.
+            StoreReadOnly: the lock belongs to a read-only store.
+        """
+        if self.read_only:
+            raise StoreReadOnly(f"{self.path.parent} belongs to a read-only store")
+        with self._held(fcntl.F_WRLCK, timeout):
+            yield
+
+    @contextmanager
+    def _held(self, kind: int, timeout: float | None) -> Iterator[None]:
+        me = threading.get_ident()
+        if me in self._holders:
+            raise RuntimeError(f"{self.path} is already locked by this thread ({self._holders[me]})")
+        try:
+            fd = self._open()
+        except OSError:
+            if not self.read_only or self.path.exists():
+                raise
+            yield
+            return
+        fd = self._acquire(fd, kind, DEFAULT_TIMEOUT if timeout is None else timeout)
+        self._holders[me] = "shared" if kind == fcntl.F_RDLCK else "exclusively"
+        try:
+            yield
+        finally:
+            del self._holders[me]
+            os.close(fd)
+
+    def _open(self) -> int:
+        flags = (os.O_RDONLY if self.read_only else os.O_RDWR) | os.O_CREAT | os.O_CLOEXEC
+        try:
+            return os.open(self.path, flags, 0o644)
+        except OSError:
+            if self.read_only and self.path.exists():
+                return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            raise
+
+    def _acquire(self, fd: int, kind: int, timeout: float) -> int:
+        """Lock ``fd``, which is closed on failure."""
+        deadline = time.monotonic() + timeout
+        owned = True
+        try:
+            for pause in _SPIN:
+                time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+                if _try(fd, kind):
+                    owned = False
+                    return fd
+            waiter = _Waiter(fd, kind)
+            owned = False
+            if waiter.acquire(max(0.0, deadline - time.monotonic())):
+                return fd
+        finally:
+            if owned:
+                os.close(fd)
+        raise self._timeout(kind, timeout)
+
+    def _timeout(self, kind: int, timeout: float) -> LockTimeout:
+        holders = self.holders()
+        if os.getpid() in holders and self._holders:
+            who = "this process"
+        else:
+            who = ", ".join(f"process {pid} ({_command(pid)})" for pid in holders) or "another process"
+        need = "shared" if kind == fcntl.F_RDLCK else "exclusive"
+        return LockTimeout(
+            f"{self.path} has been locked by {who} for more than {timeout:g} s and {need} access is needed; "
+            "try again when it has finished",
+            path=str(self.path),
+            holders=holders,
+        )
+
+    def holders(self) -> tuple[int, ...]:
+        """Processes that hold the lock now, as the kernel shows them in ``/proc/PID/fdinfo``."""
+        try:
+            wanted = os.stat(self.path)
+        except FileNotFoundError:
+            return ()
+        found = set()
+        for pid in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+            with contextlib.suppress(OSError):
+                if _holds(pid, wanted):
+                    found.add(pid)
+        return tuple(sorted(found))
+
+    # -- the stamp -------------------------------------------------------------------------------
+
+    def token(self) -> bytes:
+        """The stamp now; empty when nothing was ever stamped."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return b""
+        try:
+            return os.pread(fd, STAMP_SIZE, 0)
+        finally:
+            os.close(fd)
+
+    def changed(self, token: bytes) -> bool:
+        """Whether the stamp differs from ``token``."""
+        return self.token() != token
+
+    def stamp(self) -> bytes:
+        """Tell others that the data changed; hold the lock exclusively, and call it before the change.
+
+        Format (FORMAT 3.3): nanoseconds, a counter, our process ID, random bytes.
+        """
+        fixed = struct.pack("<QQI", time.time_ns(), next(_counter), os.getpid())
+        token = fixed + os.urandom(STAMP_SIZE - len(fixed))
+        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.pwrite(fd, token, 0)
+        finally:
+            os.close(fd)
+        return token
+
+
+def _holds(pid: int, wanted: os.stat_result) -> bool:
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        st = os.stat(f"/proc/{pid}/fd/{name}")
+        if (st.st_dev, st.st_ino) != (wanted.st_dev, wanted.st_ino):
+            continue
+        with open(f"/proc/{pid}/fdinfo/{name}", encoding="ascii", errors="replace") as info:
+            if any(line.startswith("lock:") for line in info):
+                return True
+    return False
+
+
+def _command(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return "gone"
