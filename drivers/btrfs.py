@@ -1,0 +1,358 @@
+"""The btrfs graph driver: one subvolume per layer, a child is a snapshot of its parent.
+
+Layout below ``home`` (FORMAT 1.2; ``fsd`` is ours, beside what other tools manage and clean)::
+
+    subvolumes/<id>      a layer, always writable
+    quotas/<id>          decimal bytes of a layer's limit, where one was asked for
+    fsd/snapshots/<key>  read-only snapshots
+    fsd/tmp/<name>       copies on their way to a name; a crash's are removed at the next open
+    fsd/mapped/<name>    mount points of idmapped views
+
+A layer appears under its ID with everything set, or not at all: creation happens under the final name
+only when a single ioctl does all of it, and is undone when a later step fails.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from drivers import btrfs_ioctl, btrfs_tree, selinux, syscalls
+from drivers.base import DEFAULT_CREATION, DEFAULT_MOUNT, Capabilities, Driver, check_layer_id
+from drivers.btrfs_quota import Quotas
+from drivers.btrfs_snapshots import BtrfsSnapshots
+from drivers.btrfs_usage import Usage
+from drivers.copytree import remove_tree
+from drivers.errors import (
+    BadLayerID,
+    BadOption,
+    LayerExists,
+    LayerMounted,
+    LayerUnknown,
+    PrerequisitesMissing,
+)
+from drivers.naive import NaiveDiff
+from drivers.options import parse_size, reject_unknown
+from drivers.shifting import MappedViews, update_id_map
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from drivers.base import Creation, DiskUsage, MountOptions
+    from drivers.idmap import IDMappings
+
+_NO_PRIVILEGE = (errno.EPERM, errno.EACCES, errno.EROFS)
+
+
+class BtrfsDriver(NaiveDiff, Driver):
+    """Layers as subvolumes of a btrfs filesystem.
+
+    Options: ``min_space`` refuses limits below it, ``size`` limits every container's layer (bytes or with
+    a unit, ``10g``). Either switches quotas on; nothing else does.
+    """
+
+    name: ClassVar[str] = "btrfs"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        snapshots=True, quota=True, shifting=True, native_changes=True
+    )
+
+    def __init__(self, home: Path, options: Mapping[str, str] | None = None) -> None:
+        super().__init__(home, options)
+        reject_unknown(self.name, self.options, {"min_space", "size"})
+        min_space = parse_size(self.options.get("min_space", "0"), "btrfs.min_space")
+        self._default_size = parse_size(self.options.get("size", "0"), "btrfs.size")
+        if 0 < self._default_size < min_space:
+            raise BadOption(f"btrfs.size is less than btrfs.min_space ({min_space} bytes)")
+        _require_btrfs(home)
+        self._prepare()
+        self.quotas = Quotas(home, min_space)
+        if min_space or self._default_size:
+            self.quotas.enable()
+        self.usage = Usage(self.quotas)
+        self._views = MappedViews(home / "fsd" / "mapped")
+        self._snapshots = BtrfsSnapshots(self)
+
+    # -- directories -------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_private(self.home)
+        self.subvolumes = self.home / "subvolumes"
+        self.scratch = self.home / "fsd" / "tmp"
+        self.subvolumes.mkdir(mode=0o700, exist_ok=True)
+        self.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for left in self.scratch.iterdir():
+            if not _is_alive(left.name):
+                self.destroy_tree(left)
+
+    def scratch_path(self) -> Path:
+        """A place for a temporary copy that no one else uses."""
+        return self.scratch / _scratch_name()
+
+    def path_of(self, layer_id: str) -> Path:
+        """Where a layer of that ID is, or would be; ``BadLayerID``."""
+        check_layer_id(layer_id)
+        return self.subvolumes / layer_id
+
+    def present(self, layer_id: str) -> Path:
+        """The directory of a layer that exists; ``BadLayerID``, ``LayerUnknown``."""
+        path = self.path_of(layer_id)
+        if not path.is_dir() or path.is_symlink():
+            raise LayerUnknown(f"layer {layer_id} has no subvolume at {path}")
+        return path
+
+    # -- making and removing -----------------------------------------------------------------------
+
+    def create(self, layer_id: str, parent: str | None = None, creation: Creation = DEFAULT_CREATION) -> None:
+        """Make a layer: a new subvolume with mode 0555, or a snapshot of ``parent``."""
+        source = None if parent is None else self.present(parent)
+        self._create(layer_id, source, creation, self._requested_size(creation))
+
+    def create_read_write(
+        self, layer_id: str, parent: str | None = None, creation: Creation = DEFAULT_CREATION
+    ) -> None:
+        """Make a container's layer, limited to ``btrfs.size`` unless the creation says otherwise."""
+        source = None if parent is None else self.present(parent)
+        self._create(layer_id, source, creation, self._requested_size(creation) or self._default_size)
+
+    def create_from_path(self, layer_id: str, source: Path, creation: Creation = DEFAULT_CREATION) -> None:
+        """Make a layer that is a writable snapshot of the subvolume ``source``, whatever it is."""
+        self._create(layer_id, source, creation, self._requested_size(creation))
+
+    def create_from_template(
+        self,
+        layer_id: str,
+        template: str,
+        parent: str | None = None,
+        creation: Creation = DEFAULT_CREATION,
+        template_mappings: IDMappings | None = None,
+    ) -> None:
+        """Make a snapshot of ``template``; its owners are rewritten when the mappings differ."""
+        if parent is not None:
+            self.present(parent)
+        self.create(layer_id, template, creation)
+        if template_mappings is None or template_mappings == creation.mappings:
+            return
+        try:
+            update_id_map(self.path_of(layer_id), template_mappings, creation.mappings)
+        except BaseException:
+            self._discard(layer_id)
+            raise
+
+    def _requested_size(self, creation: Creation) -> int:
+        reject_unknown("storage-opt", creation.storage_opts, {"size"})
+        size = parse_size(creation.storage_opts.get("size", "0"))
+        self.quotas.check(size)
+        return size
+
+    def _create(self, layer_id: str, source: Path | None, creation: Creation, size: int) -> None:
+        path = self.path_of(layer_id)
+        self._make_subvolume(path, source)
+        try:
+            if source is None:
+                os.chmod(path, 0o555)
+                if creation.mappings:
+                    os.chown(path, *creation.mappings.root)
+            if size:
+                self.quotas.set_limit(layer_id, path, size)
+            selinux.relabel(path, creation.mount_label)
+        except BaseException:
+            self._discard(layer_id)
+            raise
+
+    def _make_subvolume(self, path: Path, source: Path | None) -> None:
+        try:
+            if source is None:
+                btrfs_ioctl.create_subvolume(self.subvolumes, path.name)
+            else:
+                btrfs_ioctl.snapshot(source, self.subvolumes, path.name)
+        except btrfs_ioctl.BtrfsError as error:
+            if error.errno == errno.EEXIST or os.path.lexists(path):
+                raise LayerExists(f"layer {path.name} exists at {path}") from error
+            if error.errno == errno.EINVAL and source is not None and not btrfs_ioctl.is_subvolume(source):
+                raise LayerUnknown(f"{source} is a plain directory, not a subvolume") from error
+            raise
+
+    def _discard(self, layer_id: str) -> None:
+        """Remove what a failed creation made, so that its own error is the one that is seen."""
+        self.quotas.forget(layer_id)
+        self.destroy_tree(self.subvolumes / layer_id)
+
+    def remove(self, layer_id: str) -> None:
+        """Destroy the layer's subvolume, those nested in it, and then its qgroup.
+
+        A disk quota or missing privilege does not keep a layer alive: where the ioctl is refused the
+        content is deleted file by file.
+        """
+        path = self.path_of(layer_id)
+        try:
+            if self._views.is_mounted(layer_id) or syscalls.is_mount_root(path):
+                raise LayerMounted(f"layer {layer_id} is mounted at {path}")
+        except FileNotFoundError:
+            raise LayerUnknown(f"layer {layer_id} has no subvolume at {path}") from None
+        with self.quotas.removing(path):
+            self.destroy_tree(path)
+        self.quotas.forget(layer_id)
+        self.usage.forget(layer_id)
+
+    def destroy_tree(self, path: Path) -> None:
+        """Destroy the subvolume ``path`` with all nested ones; a plain directory is deleted as such."""
+        try:
+            btrfs_ioctl.destroy(path.parent, path.name)
+        except btrfs_ioctl.BtrfsError as error:
+            if error.errno == errno.ENOTEMPTY:
+                self._destroy_nested(path)
+            elif error.errno == errno.EINVAL and not btrfs_ioctl.is_subvolume(path):
+                remove_tree(path)
+            elif error.errno in _NO_PRIVILEGE and os.geteuid() != 0:
+                _delete_by_hand(path)
+            else:
+                raise
+
+    def _destroy_nested(self, path: Path) -> None:
+        try:
+            nested = btrfs_tree.nested_subvolumes(path, btrfs_ioctl.subvolume_id(path))
+        except btrfs_ioctl.BtrfsError as error:
+            if error.errno not in _NO_PRIVILEGE:
+                raise
+            _delete_by_hand(path)
+            return
+        for inner in nested:
+            place = path / inner.path
+            btrfs_ioctl.destroy(place.parent, place.name)
+        btrfs_ioctl.destroy(path.parent, path.name)
+
+    # -- using -------------------------------------------------------------------------------------
+
+    def get(self, layer_id: str, mount: MountOptions = DEFAULT_MOUNT) -> Path:
+        """The layer's subvolume; with mappings, an idmapped mount of it.
+
+        ``ro`` is accepted and, without mappings, changes nothing: the subvolume itself is returned.
+        """
+        path = self.present(layer_id)
+        unknown = [option for option in mount.options if option != "ro"]
+        if unknown:
+            raise BadOption(f"the btrfs driver has no mount options such as {unknown[0]!r}")
+        self.quotas.reapply(layer_id, path)
+        if not mount.mappings:
+            return path
+        return self._views.open(layer_id, path, mount.mappings, read_only="ro" in mount.options)
+
+    def put(self, layer_id: str) -> None:
+        """Release an idmapped mount; a plain layer needs nothing."""
+        self._views.close(layer_id)
+
+    def exists(self, layer_id: str) -> bool:
+        """Whether the layer's subvolume is there."""
+        try:
+            return self.path_of(layer_id).is_dir()
+        except BadLayerID:
+            return False
+
+    def layer_ids(self) -> Iterator[str]:
+        """Names of all directories in ``subvolumes``."""
+        with os.scandir(self.subvolumes) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    yield entry.name
+
+    def status(self) -> list[tuple[str, str]]:
+        """Kernel, filesystem features, sector size, quota mode and committed generation."""
+        info = btrfs_ioctl.filesystem_info(self.subvolumes)
+        features = Path(f"/sys/fs/btrfs/{info.fsid}/features")
+        names = sorted(os.listdir(features)) if features.is_dir() else []
+        return [
+            ("Kernel", platform.release()),
+            ("Filesystem", str(info.fsid)),
+            ("Btrfs Features", " ".join(names)),
+            ("Sector Size", str(info.sector_size)),
+            ("Node Size", str(info.node_size)),
+            ("Quota", self.quotas.mode().value),
+            ("Generation", str(info.generation)),
+        ]
+
+    def metadata(self, layer_id: str) -> dict[str, str]:
+        """The subvolume's path, ID, UUID and generation."""
+        path = self.present(layer_id)
+        info = btrfs_ioctl.subvolume_info(path)
+        return {
+            "Path": str(path),
+            "Subvolume": str(info.id),
+            "UUID": str(info.uuid),
+            "Generation": str(info.generation),
+        }
+
+    def read_write_disk_usage(self, layer_id: str) -> DiskUsage:
+        """Logical bytes and inodes, counted anew only when the subvolume's generation moved."""
+        return self.usage.logical(layer_id, self.present(layer_id))
+
+    def cleanup(self) -> None:
+        """Unmount idmapped views and the private bind mount of the home directory."""
+        self._views.close_all()
+        self.quotas.reap()
+        try:
+            syscalls.umount(self.home, syscalls.MNT_DETACH)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EPERM):
+                raise
+
+    def update_id_map(self, layer_id: str, old: IDMappings, new: IDMappings) -> None:
+        """Rewrite every owner in the layer, keeping set-ID bits, capabilities and ACLs."""
+        update_id_map(self.present(layer_id), old, new)
+
+    def supports_shifting(self) -> bool:
+        """Whether an idmapped mount of the home directory can be made here."""
+        return self._views.supported(self.subvolumes)
+
+    def snapshots(self) -> BtrfsSnapshots:
+        """The snapshots below ``fsd/snapshots``."""
+        return self._snapshots
+
+
+def _require_btrfs(home: Path) -> None:
+    existing = home.parent
+    while not existing.exists():
+        existing = existing.parent
+    if not btrfs_ioctl.is_btrfs(existing):
+        raise PrerequisitesMissing(f"{existing} is not on a btrfs filesystem")
+
+
+def _make_private(home: Path) -> None:
+    """Bind ``home`` on itself, private, as containers/storage does; unprivileged users go without."""
+    try:
+        if not syscalls.is_mount_root(home):
+            syscalls.mount(home, home, flags=syscalls.MS_BIND)
+        syscalls.mount("none", home, flags=syscalls.MS_PRIVATE)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EACCES, errno.EINVAL):
+            raise
+
+
+def _scratch_name() -> str:
+    """A name for ``fsd/tmp`` that tells which process made it, and is used once."""
+    pid = os.getpid()
+    return f"{pid}-{_started(pid)}-{os.urandom(6).hex()}"
+
+
+def _is_alive(name: str) -> bool:
+    pid, _, rest = name.partition("-")
+    return pid.isdigit() and _started(int(pid)) == rest.partition("-")[0] != ""
+
+
+def _started(pid: int) -> str:
+    """Start time of a process in clock ticks since boot (proc_pid_stat(5) field 22), empty if gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return fields[19]
+
+
+def _delete_by_hand(path: Path) -> None:
+    """Delete a subvolume as its unprivileged owner: empty it, then rmdir(2) (Linux 4.18)."""
+    if btrfs_ioctl.is_subvolume(path) and btrfs_ioctl.is_read_only(path):
+        btrfs_ioctl.set_read_only(path, False)
+    remove_tree(path)

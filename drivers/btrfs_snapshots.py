@@ -1,0 +1,145 @@
+"""Read-only snapshots of btrfs layers, kept at ``<home>/fsd/snapshots/<key>``."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from typing import TYPE_CHECKING
+
+from drivers import btrfs_ioctl, syscalls
+from drivers.base import DEFAULT_CREATION, Snapshots, check_layer_id
+from drivers.errors import BadLayerID, LayerMounted, SnapshotExists, SnapshotUnknown
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from drivers.base import Creation
+    from drivers.btrfs import BtrfsDriver
+
+
+class BtrfsSnapshots(Snapshots):
+    """Snapshots of one driver's layers; each call is a few ioctls, whatever the layer's size."""
+
+    def __init__(self, driver: BtrfsDriver) -> None:
+        self._driver = driver
+        self._root = driver.home / "fsd" / "snapshots"
+        self._directories = threading.Lock()
+        """Keeps one thread from removing the directory another is about to use."""
+
+    def take(self, layer_id: str, key: str) -> None:
+        """Copy ``layer_id`` to the read-only snapshot ``key``; ``SnapshotExists``, ``LayerUnknown``."""
+        self._copy(self._driver.present(layer_id), self._place(key), key)
+
+    def restore(self, key: str, layer_id: str) -> None:
+        """Swap the layer for a writable copy of the snapshot in one rename.
+
+        A process that works in the old content keeps it until it lets go; ``LayerMounted`` when
+        something is mounted at the layer.
+        """
+        source, target = self.path(key), self._driver.present(layer_id)
+        if syscalls.is_mount_root(target):
+            raise LayerMounted(f"layer {layer_id} is mounted at {target}")
+        copy = self._driver.scratch_path()
+        btrfs_ioctl.snapshot(source, copy.parent, copy.name)
+        try:
+            self._driver.quotas.reapply(layer_id, copy)
+            syscalls.renameat2(copy, target, syscalls.RENAME_EXCHANGE)
+        finally:
+            with self._driver.quotas.removing(copy):
+                self._driver.destroy_tree(copy)
+
+    def create_layer(self, key: str, layer_id: str, creation: Creation = DEFAULT_CREATION) -> None:
+        """Make the new layer ``layer_id`` a writable copy of snapshot ``key``."""
+        self._driver.create_from_path(layer_id, self.path(key), creation)
+
+    def remove(self, key: str) -> None:
+        """Delete a snapshot, and the directory that held it when it was the last there."""
+        path = self.path(key)
+        with self._driver.quotas.removing(path):
+            self._driver.destroy_tree(path)
+        with self._directories:
+            self._prune(path.parent)
+
+    def rename(self, key: str, new_key: str) -> None:
+        """Give a snapshot another key; ``SnapshotUnknown``, ``SnapshotExists``."""
+        source, target = self.path(key), self._place(new_key)
+        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if source.parent != target.parent:
+            # The kernel refuses to move a read-only subvolume to another directory.
+            self._copy(source, target, new_key)
+            self.remove(key)
+            return
+        try:
+            syscalls.renameat2(source, target, syscalls.RENAME_NOREPLACE)
+        except FileExistsError:
+            raise SnapshotExists(f"snapshot {new_key} exists") from None
+
+    def exists(self, key: str) -> bool:
+        """Whether the snapshot ``key`` is there."""
+        try:
+            return btrfs_ioctl.is_subvolume(self._place(key))
+        except BadLayerID:
+            return False
+
+    def keys(self) -> Iterator[str]:
+        """Every snapshot's key, in no particular order."""
+        for entry in _directories(self._root):
+            if btrfs_ioctl.is_subvolume(entry.path):
+                yield entry.name
+            else:
+                inner = (item for item in _directories(entry.path) if btrfs_ioctl.is_subvolume(item.path))
+                yield from (f"{entry.name}/{item.name}" for item in inner)
+
+    def path(self, key: str) -> Path:
+        """Directory of a snapshot's content; ``SnapshotUnknown``."""
+        path = self._place(key)
+        if not btrfs_ioctl.is_subvolume(path):
+            raise SnapshotUnknown(f"there is no snapshot {key}")
+        return path
+
+    def generation(self, layer_id: str) -> int:
+        """The last transaction that changed the content, once everything written so far is committed.
+
+        That is ``ctransid``: taking a snapshot raises the source's ``generation`` although nothing changed.
+        """
+        with btrfs_ioctl.opened(self._driver.present(layer_id)) as fd:
+            btrfs_ioctl.sync(fd)
+            return btrfs_ioctl.subvolume_info(fd).ctransid
+
+    def _place(self, key: str) -> Path:
+        parts = key.split("/")
+        if len(parts) > 2:
+            raise BadLayerID(f"snapshot key {key!r} has more than two components")
+        for part in parts:
+            check_layer_id(part)
+        return self._root.joinpath(*parts)
+
+    def _copy(self, source: Path, target: Path, key: str) -> None:
+        with self._directories:
+            target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            try:
+                btrfs_ioctl.snapshot(source, target.parent, target.name, read_only=True)
+            except btrfs_ioctl.BtrfsError as error:
+                self._prune(target.parent)
+                if error.errno == errno.EEXIST:
+                    raise SnapshotExists(f"snapshot {key} exists") from error
+                raise
+
+    def _prune(self, directory: Path) -> None:
+        if directory == self._root:
+            return
+        try:
+            directory.rmdir()
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
+                raise
+
+
+def _directories(path: str | os.PathLike[str]) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(path) as entries:
+            return [entry for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []
