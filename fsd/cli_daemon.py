@@ -1,0 +1,250 @@
+"""``up``, ``down``, ``status`` and ``health``: the daemon seen from outside.
+
+``up`` starts ``up --foreground`` as a process of its own and waits for its readiness notification, the same
+that systemd gets. The foreground process owns the pool, the run-file and the mount; what ends it also undoes
+them, except the pool, which ``down`` detaches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fsd import cli_start, mounts, output, runfile
+from fsd.cli_store import open_store, pool_of, store_options
+from fsd.mounts import MountError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from store.config import StoreOptions
+
+    from fsd.pool import Pool
+    from fsd.runfile import Running
+
+STOP_SECONDS = 30.0
+
+
+def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
+    """Register this module's commands."""
+    up = commands.add_parser("up", parents=[common], help="start the daemon and mount the tree")
+    up.add_argument(
+        "mountpoint", nargs="?", metavar="MOUNTPOINT", help="default: /run/fsd, or below XDG_RUNTIME_DIR"
+    )
+    up.add_argument(
+        "--foreground", action="store_true", help="stay in the foreground (for systemd, Type=notify)"
+    )
+    up.add_argument("--no-pool", action="store_true", help="never make the embedded pool")
+    up.set_defaults(run_command=cli_start.up)
+    down = commands.add_parser("down", parents=[common], help="unmount, end the daemon, detach the pool")
+    down.add_argument("--force", action="store_true", help="also when the daemon hangs or the tree is in use")
+    down.set_defaults(run_command=stop)
+    status = commands.add_parser(
+        "status", parents=[common], help="what is mounted where; exit 1 if nothing is"
+    )
+    status.set_defaults(run_command=show_status)
+    health = commands.add_parser(
+        "health", parents=[common], help="check daemon, store and pool; exit 1 on trouble"
+    )
+    health.set_defaults(run_command=show_health)
+
+
+# -- down ------------------------------------------------------------------------------------------
+
+
+def stop(args: argparse.Namespace) -> int:
+    """``fsd down``; nothing to do is success."""
+    options = store_options(args)
+    running = runfile.read(Path(options.runroot))
+    if running is not None:
+        _end(running, force=args.force)
+    else:
+        mounts.detach_dead(cli_start.default_mountpoint())
+    pool = pool_of(options)
+    detached = pool.detach() if pool is not None and os.geteuid() == 0 else False
+    _say_stopped(args, running, detached)
+    return 0
+
+
+def _end(running: Running, *, force: bool) -> None:
+    """Ask the daemon to unmount and end, and wait for it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(running.pid, signal.SIGTERM)
+    deadline = time.monotonic() + (5 if force else STOP_SECONDS)
+    while running.alive:
+        if time.monotonic() > deadline:
+            _give_up(running, force=force)
+            break
+        time.sleep(0.02)
+    mounts.detach_dead(running.mountpoint)
+    if running.mountpoint == cli_start.default_mountpoint():
+        with contextlib.suppress(OSError):
+            running.mountpoint.rmdir()
+
+
+def _give_up(running: Running, *, force: bool) -> None:
+    if not force:
+        users = ", ".join(map(str, mounts.holders(running.mountpoint)))
+        raise MountError(
+            f"the daemon (pid {running.pid}) did not end within {STOP_SECONDS:.0f} s"
+            f"{f'; {running.mountpoint} is in use by {users}' if users else ''}; "
+            "fsd down --force ends it anyway"
+        )
+    with contextlib.suppress(MountError):
+        mounts.unmount(running.mountpoint, lazy=True)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(running.pid, signal.SIGKILL)
+    while running.alive:
+        time.sleep(0.02)
+
+
+def _say_stopped(args: argparse.Namespace, running: Running | None, detached: bool) -> None:
+    if args.json:
+        output.print_json({"stopped": running is not None, "pool-detached": detached})
+        return
+    print(f"unmounted {running.mountpoint}" if running else "fsd is not up")
+    if detached:
+        print("detached the pool; its content stays for the next fsd up")
+
+
+# -- status ----------------------------------------------------------------------------------------
+
+
+def show_status(args: argparse.Namespace) -> int:
+    """``fsd status``."""
+    options = store_options(args)
+    running = runfile.read(Path(options.runroot))
+    facts = _facts(options, running)
+    if running is not None or (pool := pool_of(options)) is None or pool.device is not None:
+        facts |= _counts(args)
+    if args.json:
+        output.print_json(facts)
+    else:
+        output.print_table([[key, _shown(value)] for key, value in facts.items()], ["FACT", "VALUE"])
+    return 0 if running is not None else 1
+
+
+def _facts(options: StoreOptions, running: Running | None) -> dict[str, Any]:
+    facts: dict[str, Any] = {"state": "up" if running else "down"}
+    if running is not None:
+        if not mounts.answers(running.mountpoint / "control"):
+            facts["state"] = "not answering"
+        facts |= {"mountpoint": str(running.mountpoint), "pid": running.pid, "since": _iso(running.started)}
+    facts |= {"graphroot": str(options.graphroot), "runroot": str(options.runroot)}
+    pool = pool_of(options)
+    if pool is not None:
+        facts["pool"] = _pool_facts(pool)
+    return facts
+
+
+def _pool_facts(pool: Pool) -> dict[str, Any]:
+    facts: dict[str, Any] = {"image": str(pool.image), "device": pool.device}
+    if pool.device is not None:
+        usage = pool.usage()
+        facts |= {"size": usage.size, "used": usage.used, "free": usage.free, "allocated": usage.allocated}
+    return facts
+
+
+def _counts(args: argparse.Namespace) -> dict[str, Any]:
+    """Facts only the store knows; what stops it from being read is a fact too."""
+    if not store_exists(args):
+        return {"store": "empty"}
+    with open_store(args) as store:
+        catalog = store.catalog()
+        return {
+            "driver": store.driver_name,
+            "layers": len(catalog.layers),
+            "images": len(catalog.images),
+            "containers": len(catalog.containers),
+            "broken": len(catalog.broken),
+        }
+
+
+def store_exists(args: argparse.Namespace) -> bool:
+    """Whether the graphroot holds anything; opening a store would otherwise make it."""
+    try:
+        return any(Path(store_options(args).graphroot).iterdir())
+    except FileNotFoundError:
+        return False
+
+
+def _shown(value: Any) -> str:
+    """A fact for people."""
+    if not isinstance(value, dict):
+        return str(value)
+    if value["device"] is None:
+        return f"{value['image']} (detached)"
+    used, size = output.human_size(value["used"]), output.human_size(value["size"])
+    return f"{value['image']} on {value['device']}, {used} of {size} used"
+
+
+def _iso(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+# -- health ----------------------------------------------------------------------------------------
+
+
+def show_health(args: argparse.Namespace) -> int:
+    """``fsd health``: one line a check; exit 1 when any says ``fail``."""
+    options = store_options(args)
+    checks = [*_daemon_checks(options), *_pool_checks(options), *_store_checks(args)]
+    if args.json:
+        output.print_json([{"check": name, "result": result, "text": text} for name, result, text in checks])
+    else:
+        output.print_table(checks, ["CHECK", "RESULT", "TEXT"])
+    return 1 if any(result == "fail" for _, result, _ in checks) else 0
+
+
+Check = tuple[str, str, str]
+
+
+def _daemon_checks(options: StoreOptions) -> list[Check]:
+    running = runfile.read(Path(options.runroot))
+    if running is None:
+        return [("daemon", "fail", "not up: fsd up starts it")]
+    checks = [("daemon", "ok", f"pid {running.pid} since {_iso(running.started)}")]
+    if mounts.answers(running.mountpoint / "control/status"):
+        return [*checks, ("mount", "ok", f"{running.mountpoint} answers")]
+    return [
+        *checks,
+        ("mount", "fail", f"{running.mountpoint} does not answer: fsd down --force, then fsd up"),
+    ]
+
+
+def _pool_checks(options: StoreOptions) -> list[Check]:
+    pool = pool_of(options)
+    if pool is None:
+        return []
+    if pool.device is None:
+        return [("pool", "fail", f"{pool.image} is not attached: fsd up attaches it")]
+    usage = pool.usage()
+    if usage.promised > usage.host_free:
+        short = output.human_size(usage.promised - usage.host_free)
+        return [
+            (
+                "pool",
+                "warn",
+                f"{pool.image.parent} lacks {short} to back the whole pool: free some space there",
+            )
+        ]
+    return [("pool", "ok", f"{output.human_size(usage.free)} free of {output.human_size(usage.size)}")]
+
+
+def _store_checks(args: argparse.Namespace) -> list[Check]:
+    if not store_exists(args):
+        return [("store", "fail", "the graphroot is empty: fsd up makes a store")]
+    try:
+        with open_store(args) as store:
+            broken = store.catalog().broken
+            history = store.driver.capabilities.snapshots
+    except Exception as error:
+        return [("store", "fail", str(error))]
+    checks = [("store", "fail", f"{one.table} record {one.id}: {one.why}") for one in broken]
+    checks = checks or [("store", "ok", "every record can be used")]
+    text = "writes take snapshots" if history else "off: this driver keeps no snapshots"
+    return [*checks, ("history", "ok" if history else "warn", text)]

@@ -1,0 +1,246 @@
+"""``up``: start the daemon, in the background or as the supervised foreground process."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fsd import mounts, output, runfile, sdnotify
+from fsd.cli_store import on_pool, pool_of, store_options
+from fsd.mounts import MountError
+from fsd.pool import Pool, PoolError
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+
+    from store.config import StoreOptions
+
+log = logging.getLogger("fsd")
+
+START_SECONDS = 60.0
+"""How long a start may take; making a pool is the slow part."""
+GROW_SECONDS = 10.0
+
+
+def default_mountpoint() -> Path:
+    """``/run/fsd`` for root, ``$XDG_RUNTIME_DIR/fsd`` for everyone else."""
+    if os.geteuid() == 0:
+        return Path("/run/fsd")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if not runtime:
+        raise MountError("XDG_RUNTIME_DIR is not set: name a mountpoint")
+    return Path(runtime) / "fsd"
+
+
+def real_mountpoint(given: str | None) -> Path:
+    """The mountpoint without symbolic links above it; it may be dead itself, so it is not asked."""
+    path = Path(given).absolute() if given else default_mountpoint()
+    return path.parent.resolve() / path.name
+
+
+def up(args: argparse.Namespace) -> int:
+    """``fsd up``."""
+    options = store_options(args)
+    mountpoint = real_mountpoint(args.mountpoint)
+    if args.foreground:
+        return serve(options, mountpoint, no_pool=args.no_pool)
+    running = runfile.read(Path(options.runroot))
+    if running is not None:
+        return _already_up(args, running)
+    _start(args, options, mountpoint)
+    return _say_up(args, mountpoint)
+
+
+def _already_up(args: argparse.Namespace, running: runfile.Running) -> int:
+    """Nothing to do, unless another mountpoint was asked for, or the daemon does not answer."""
+    wanted = real_mountpoint(args.mountpoint) if args.mountpoint else running.mountpoint
+    if wanted != running.mountpoint:
+        raise runfile.AlreadyUp(f"fsd is already up at {running.mountpoint} (pid {running.pid})")
+    if not mounts.answers(running.mountpoint / "control"):
+        raise MountError(
+            f"fsd is up at {running.mountpoint} but does not answer: fsd down --force, then fsd up"
+        )
+    return _say_up(args, running.mountpoint)
+
+
+def _say_up(args: argparse.Namespace, mountpoint: Path) -> int:
+    if args.json:
+        output.print_json({"state": "up", "mountpoint": str(mountpoint)})
+    else:
+        print(f"fsd is up at {mountpoint}")
+    return 0
+
+
+# -- background ------------------------------------------------------------------------------------
+
+
+def _start(args: argparse.Namespace, options: StoreOptions, mountpoint: Path) -> None:
+    """Run the foreground command in a session of its own until READY; ``MountError`` with its words."""
+    home = runfile.directory(Path(options.runroot))
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(home / "log", "ab") as log_file, _ready_socket() as (receiver, address):
+        began = log_file.tell()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fsd", *_flags(args), "up", "--foreground", str(mountpoint)],
+            stdin=subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=log_file,
+            start_new_session=True,
+            cwd="/",
+            env=os.environ | {"NOTIFY_SOCKET": address},
+        )
+        if not _wait_ready(process, receiver):
+            process.terminate()
+            raise MountError(_why(home / "log", began) or f"the daemon did not start; see {home / 'log'}")
+
+
+def _flags(args: argparse.Namespace) -> list[str]:
+    """The command line options that make the daemon see the same store."""
+    flags = []
+    for flag, value in (
+        ("--graph", args.graph),
+        ("--run", args.run),
+        ("--storage-driver", args.storage_driver),
+    ):
+        if value is not None:
+            flags += [flag, os.path.abspath(value) if flag != "--storage-driver" else value]
+    flags += [f"--storage-opt={option}" for option in args.storage_opt or ()]
+    return flags + (["--debug"] if args.debug else []) + (["--no-pool"] if args.no_pool else [])
+
+
+@contextlib.contextmanager
+def _ready_socket() -> Iterator[tuple[socket.socket, str]]:
+    """A socket for one readiness notification, in the abstract name space: nothing to clean up."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        name = f"fsd-up-{os.getpid()}-{secrets.token_hex(8)}"
+        receiver.bind(f"\0{name}")
+        receiver.settimeout(0.1)
+        yield receiver, f"@{name}"
+
+
+def _wait_ready(process: subprocess.Popen[bytes], receiver: socket.socket) -> bool:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(TimeoutError):
+            if b"READY=1" in receiver.recv(4096).split(b"\n"):
+                return True
+        if process.poll() is not None:
+            return False
+    return False
+
+
+def _why(path: Path, began: int) -> str:
+    """What this start wrote to the log, without the prefix that our caller prints again."""
+    with open(path, "rb") as file:
+        file.seek(began)
+        return file.read().decode(errors="replace").strip().removeprefix("fsd: ")
+
+
+# -- foreground ------------------------------------------------------------------------------------
+
+
+def serve(options: StoreOptions, mountpoint: Path, *, no_pool: bool) -> int:
+    """Be the daemon: pool, run-file, store, mount; until something unmounts it."""
+    runroot, graphroot = Path(options.runroot), Path(options.graphroot)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(runfile.registered(runroot, graphroot=graphroot, mountpoint=mountpoint))
+        pool = pool_of(options)
+        if pool is not None:
+            stack.enter_context(_attached(pool, no_pool=no_pool))
+            options = on_pool(options)
+        _prepare_mountpoint(mountpoint)
+        stack.enter_context(Keeper(mountpoint, pool).running())
+        code = _run(options, mountpoint)
+        sdnotify.notify("STOPPING=1")
+        return code
+
+
+@contextlib.contextmanager
+def _attached(pool: Pool, *, no_pool: bool) -> Iterator[None]:
+    """Make and attach the pool; it stays attached after, until ``fsd down``."""
+    if no_pool and not pool.exists:
+        kind = mounts.filesystem_of(pool.graphroot).fstype
+        raise PoolError(
+            f"{pool.graphroot} is on {kind}, not on btrfs, and --no-pool forbids the embedded pool"
+        )
+    made = pool.ensure()
+    log.info("pool %s is attached%s", pool.image, " (new)" if made else "")
+    with pool.shared():
+        yield
+
+
+def _run(options: StoreOptions, mountpoint: Path) -> int:
+    from store.store import Store
+
+    from fsd import daemon
+
+    with Store(options) as store:
+        return daemon.run(store, mountpoint, foreground=True, ready=lambda: _announce(mountpoint))
+
+
+def _announce(mountpoint: Path) -> None:
+    """Say READY once the tree answers; from a thread, because the caller is the one who must answer."""
+
+    def wait() -> None:
+        if mounts.answers(mountpoint / "control", wait=START_SECONDS):
+            sdnotify.notify("READY=1", f"STATUS=serving {mountpoint}")
+
+    threading.Thread(target=wait, name="announce", daemon=True).start()
+
+
+def _prepare_mountpoint(mountpoint: Path) -> None:
+    """Detach what a dead daemon left there, and make the directory; ``MountError`` if it is taken."""
+    if mounts.detach_dead(mountpoint):
+        log.warning("detached the dead mount at %s", mountpoint)
+    taken = mounts.mount_at(mountpoint)
+    if taken is not None:
+        raise MountError(f"{mountpoint} is a mountpoint already ({taken.fstype} of {taken.source})")
+    mountpoint.mkdir(parents=True, exist_ok=True)
+    if any(mountpoint.iterdir()):
+        raise MountError(f"{mountpoint} is not empty: the mount would hide what is in it")
+
+
+class Keeper:
+    """Chores beside the daemon, in a thread: the supervisor's watchdog, and growing the pool."""
+
+    def __init__(self, mountpoint: Path, pool: Pool | None) -> None:
+        self._mountpoint, self._pool = mountpoint, pool
+        self._ended = threading.Event()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Do the chores for the length of a ``with`` block."""
+        thread = threading.Thread(target=self._loop, name="keeper", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ended.set()
+            thread.join()
+
+    def _loop(self) -> None:
+        watchdog = sdnotify.watchdog_seconds()
+        while not self._ended.wait(min(watchdog or GROW_SECONDS, GROW_SECONDS)):
+            if watchdog and mounts.answers(self._mountpoint / "control"):
+                sdnotify.notify("WATCHDOG=1")
+            if self._pool is not None:
+                self._grow(self._pool)
+
+    def _grow(self, pool: Pool) -> None:
+        try:
+            gained = pool.grow()
+        except (MountError, OSError) as error:
+            log.error("the pool cannot grow: %s", error)
+        else:
+            if gained:
+                log.info("the pool grew by %s", output.human_size(gained))
