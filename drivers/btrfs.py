@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from drivers import btrfs_ioctl, btrfs_tree, selinux, syscalls
 from drivers.base import DEFAULT_CREATION, DEFAULT_MOUNT, Capabilities, Driver, check_layer_id
+from drivers.btrfs_changes import BtrfsChanges
 from drivers.btrfs_quota import Quotas
 from drivers.btrfs_snapshots import BtrfsSnapshots
 from drivers.btrfs_usage import Usage
@@ -34,7 +35,6 @@ from drivers.errors import (
     LayerUnknown,
     PrerequisitesMissing,
 )
-from drivers.naive import NaiveDiff
 from drivers.options import parse_size, reject_unknown
 from drivers.shifting import MappedViews, update_id_map
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 _NO_PRIVILEGE = (errno.EPERM, errno.EACCES, errno.EROFS)
 
 
-class BtrfsDriver(NaiveDiff, Driver):
+class BtrfsDriver(BtrfsChanges, Driver):
     """Layers as subvolumes of a btrfs filesystem.
 
     Options: ``min_space`` refuses limits below it, ``size`` limits every container's layer (bytes or with
