@@ -1,0 +1,100 @@
+"""Finding the processes that hold a tree, on a subvolume and on a plain directory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from drivers import btrfs_ioctl
+from store.holders import holders
+
+WAIT = "import sys; print(1, flush=True); sys.stdin.read()"
+
+
+@pytest.fixture(params=["subvolume", "directory"])
+def tree(request: pytest.FixtureRequest, btrfs_dir: Path) -> Path:
+    if request.param == "subvolume":
+        btrfs_ioctl.create_subvolume(btrfs_dir, "tree")
+    else:
+        (btrfs_dir / "tree").mkdir()
+    (btrfs_dir / "tree" / "sub").mkdir()
+    return btrfs_dir / "tree"
+
+
+@contextmanager
+def running(*argv: str | Path, **options: object):
+    """A child that waits for its input to close; ready when the block begins."""
+    child = subprocess.Popen(
+        list(map(str, argv)),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        **options,  # type: ignore[call-overload]
+    )
+    try:
+        assert child.stdout.readline().strip() == b"1"
+        yield child
+    finally:
+        child.stdin.close()
+        child.stdout.close()
+        child.wait(30)
+
+
+def test_an_idle_tree_has_no_holder(tree: Path) -> None:
+    (tree / "file").write_text("x")
+    with open(tree / "file"):
+        assert holders(tree) == []
+
+
+def test_a_working_directory_holds_the_tree(tree: Path) -> None:
+    with running(sys.executable, "-c", WAIT, cwd=tree / "sub") as child:
+        (holder,) = holders(tree)
+    assert (holder.pid, holder.what) == (child.pid, "its working directory")
+    assert holder.command.startswith("python")
+    assert str(child.pid) in str(holder)
+
+
+def test_an_open_file_holds_the_tree(tree: Path) -> None:
+    (tree / "file").write_text("x")
+    code = f"f = open({str(tree / 'file')!r}); {WAIT}"
+    with running(sys.executable, "-c", code) as child:
+        assert [(h.pid, h.what) for h in holders(tree)] == [(child.pid, "an open file")]
+        assert holders(tree, ignore=[child.pid]) == []
+
+
+def test_a_root_directory_holds_the_tree(tree: Path) -> None:
+    code = f"import os; os.chdir('/'); os.chroot({str(tree)!r}); {WAIT}"
+    with running(sys.executable, "-c", code) as child:
+        assert [(h.pid, h.what) for h in holders(tree)] == [(child.pid, "its root directory")]
+
+
+def test_a_bind_mount_holds_the_tree(tree: Path, btrfs_dir: Path) -> None:
+    point = btrfs_dir / "a point"
+    point.mkdir()
+    subprocess.run(["mount", "--bind", tree / "sub", point], check=True)
+    try:
+        found = holders(tree)
+        assert [h.what for h in found] == [f"a mount at {point}"]
+        assert holders(tree, ignore=[os.getpid()]) == found
+    finally:
+        subprocess.run(["umount", point], check=True)
+    assert holders(tree) == []
+
+
+def test_a_mount_in_a_namespace_of_its_own_holds_the_tree(tree: Path, btrfs_dir: Path) -> None:
+    point = btrfs_dir / "point"
+    point.mkdir()
+    script = f"mount --bind {tree} {point} && exec {sys.executable} -c '{WAIT}'"
+    with running("unshare", "--mount", "sh", "-c", script) as child:
+        assert [(h.pid, h.what) for h in holders(tree)] == [(child.pid, f"a mount at {point}")]
+
+
+def test_a_neighbour_with_the_same_prefix_holds_nothing(tree: Path, btrfs_dir: Path) -> None:
+    neighbour = btrfs_dir / "tree2"
+    neighbour.mkdir()
+    with running(sys.executable, "-c", WAIT, cwd=neighbour):
+        assert holders(tree) == []
