@@ -1,0 +1,159 @@
+"""What writes to the tree ask for: one function per command, each one whole call into the store.
+
+Functions that return ``Work`` check a written value first (their errors fail the ``write``) and do
+the work when it is called (its errors fail the ``close``). All of them may block; callers run them in
+a worker thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import re
+from typing import TYPE_CHECKING, cast
+
+from store.errors import BadName, BadValue, DuplicateName
+from store.fill import check_pristine, fill, resolve_source
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fsd.live import Table
+    from fsd.site import ContainerSubject, ObjectSubject, PartSubject, Site
+    from store.history import Snapshot
+
+CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
+"""Names podman accepts for a container; any other name would be unusable there."""
+
+
+# -- tables ------------------------------------------------------------------------------------
+
+
+def make(site: Site, table: Table, name: str) -> None:
+    """``mkdir`` in a table: a new container with an empty rootfs."""
+    if table != "containers":
+        raise PermissionError(
+            errno.EPERM, f"{table} are not made by mkdir; make a container and fill it with 'from'", table
+        )
+    check_container_name(name)
+    container = site.store.create_container(names=[name])
+    site.store.container_directory(container.id)
+    site.store.container_run_directory(container.id)
+
+
+def remove(site: Site, table: Table, id_: str) -> None:
+    """``rmdir`` in a table: the store's own deletion rules decide."""
+    if table == "containers":
+        site.history.delete_container(id_)
+    elif table == "images":
+        site.store.delete_image(id_)
+    else:
+        site.store.delete_layer(id_)
+
+
+def rename(site: Site, table: Table, id_: str, listed: str, name: str) -> None:
+    """``mv`` in a table: replace the name an object is listed under; other names stay."""
+    if table == "containers":
+        check_container_name(name)
+    record = site.now.record(table, id_)
+    owner = site.now.find(table, name)
+    if owner not in (None, id_):
+        raise DuplicateName(f"the name {name!r} belongs to {table[:-1]} {owner}; rename or remove that first")
+    names = record.names if record else ()
+    site.store.set_names(id_, [name, *(other for other in names if other not in (listed, name))])
+
+
+def check_container_name(name: str) -> None:
+    """Raise ``BadName`` unless podman could use the name too."""
+    if not CONTAINER_NAME.match(name):
+        raise BadName(
+            f"{name!r} cannot name a container: use letters, digits, '_', '.' and '-', "
+            "a letter or digit first"
+        )
+
+
+# -- attributes --------------------------------------------------------------------------------
+
+
+def set_names(subject: ObjectSubject, value: str, append: bool) -> Callable[[], object]:
+    """``echo NAME > names`` sets all names (one a line), ``>>`` adds to them."""
+    names = [line.strip() for line in value.splitlines() if line.strip()]
+    if not names and not append and subject.table == "containers":
+        raise BadValue("a container keeps at least one name")
+    for name in names:
+        if subject.table == "containers":
+            check_container_name(name)
+        owner = subject.site.now.find(subject.table, name)
+        if owner not in (None, subject.id):
+            raise DuplicateName(f"the name {name!r} belongs to {subject.table[:-1]} {owner}")
+    kept = list(subject.found().names) if append else []
+    return functools.partial(subject.site.store.set_names, subject.id, list(dict.fromkeys(kept + names)))
+
+
+def set_metadata(subject: ObjectSubject, value: str, append: bool) -> Callable[[], object]:
+    """``echo TEXT > metadata`` replaces the metadata string, ``>>`` appends to it."""
+    text = subject.found().metadata + value if append else value
+    return functools.partial(subject.site.store.set_metadata, subject.id, text)
+
+
+def fill_from(subject: ContainerSubject, value: str, append: bool) -> Callable[[], object]:
+    """``echo SOURCE > from`` fills a pristine container."""
+    source = value.strip()
+    if not source:
+        return _nothing
+    store = subject.site.store
+    resolve_source(store, source)
+    check_pristine(store, subject.id)
+    return functools.partial(fill, store, subject.id, source)
+
+
+def roll_back(subject: ContainerSubject, value: str, append: bool) -> Callable[[], object]:
+    """``echo SNAPSHOT > rollback`` swaps the rootfs for a writable copy of a snapshot."""
+    name = value.strip()
+    if not name:
+        return _nothing
+    history = subject.site.history
+    history.get(subject.id, name)
+    return functools.partial(history.rollback, subject.id, name)
+
+
+def _nothing() -> None:
+    """The work of an empty write."""
+
+
+# -- snapshots ---------------------------------------------------------------------------------
+
+
+def take_snapshot(subject: ContainerSubject, name: str) -> Snapshot:
+    """``mkdir snapshots/NAME`` takes a snapshot now."""
+    return subject.site.history.take(subject.id, name, reason="manual")
+
+
+def remove_snapshot(subject: ContainerSubject, name: str) -> None:
+    """``rmdir snapshots/NAME`` deletes it."""
+    subject.site.history.remove(subject.id, name)
+
+
+def rename_snapshot(subject: ContainerSubject, name: str, new_name: str) -> None:
+    """``mv snapshots/A snapshots/B`` gives it another name."""
+    subject.site.history.rename(subject.id, name, new_name)
+
+
+def snapshot_before_write(site: Site, container: str) -> Snapshot | None:
+    """The automatic snapshot of a burst; none when nothing changed since the last one."""
+    history = site.history
+    generation = history.generation(container)
+    taken = history.list(container)
+    if taken and taken[-1].generation == generation:
+        return None
+    return history.take(container, reason="write", generation=generation)
+
+
+def snapshot_of(subject: PartSubject) -> Snapshot:
+    """The snapshot a subject names; ``SnapshotUnknown`` when it is gone."""
+    return subject.site.history.get(subject.owner.id, subject.name)
+
+
+def container_of(part: PartSubject) -> ContainerSubject:
+    """The container a part belongs to."""
+    return cast("ContainerSubject", part.owner)

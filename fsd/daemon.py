@@ -1,0 +1,136 @@
+"""The life of a mount: start, serve, follow the store, and leave nothing behind.
+
+:func:`run` blocks until the mount ends: by SIGTERM or SIGINT, by ``umount`` from outside, or by a
+failure to start. It never touches its own mount; readiness is proven by a child process that reads
+``control/status``, so that whoever is told READY can use the tree.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import pyfuse3
+import trio
+
+from fsd.bursts import Bursts
+from fsd.control import snapshot_before_write
+from fsd.followers import follow
+from fsd.operations import Operations
+from fsd.rootfs import Rootfs
+from fsd.site import Site
+from fsd.views import Views
+from store.history import History
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from store.store import Store
+
+    from store.history import Snapshot
+
+log = logging.getLogger("fsd")
+
+READY_TIMEOUT = 30.0
+"""Seconds within which a new mount has to answer."""
+MOUNT_OPTIONS = frozenset({"fsname=fsd", "subtype=fsd", "default_permissions", "nosuid", "nodev", "noatime"})
+
+
+def run(
+    store: Store,
+    mountpoint: Path,
+    *,
+    foreground: bool = True,
+    ready: Callable[[], None] | None = None,
+    allow_other: bool = False,
+) -> int:
+    """Mount ``store`` at the existing directory ``mountpoint`` and serve it until it is unmounted.
+
+    Args:
+        foreground: whether SIGINT (Ctrl-C) ends the mount like SIGTERM does.
+        ready: called once, when the tree answers.
+        allow_other: let users other than root look in; permissions are checked by the kernel.
+
+    Returns:
+        0 after a clean end, 1 when the mount could not be made to answer.
+    """
+    site = Site(store, History(store), mountpoint)
+    rootfs = Rootfs(site.history.state.view_number, store.graphroot)
+    bursts = Bursts(functools.partial(_take, site), on_failure=functools.partial(_burst_failed, site))
+    views = Views(store, rootfs, bursts)
+    mount = _Mount(mountpoint, foreground, ready)
+    options = MOUNT_OPTIONS | ({"allow_other"} if allow_other else set())
+    pyfuse3.init(Operations(site, rootfs, views), str(mountpoint), set(options))
+    try:
+        trio.run(mount.serve, site)
+    finally:
+        pyfuse3.close(unmount=not mount.gone)
+        views.close()
+        rootfs.close()
+    return 1 if mount.failed else 0
+
+
+class _Mount:
+    """How one mount begins and ends.
+
+    Attributes:
+        failed: the tree did not answer in time.
+        gone: the mount ended from outside, so there is nothing left to unmount.
+    """
+
+    def __init__(self, mountpoint: Path, foreground: bool, ready: Callable[[], None] | None) -> None:
+        self._mountpoint = mountpoint
+        self._signals = {signal.SIGTERM, signal.SIGINT} if foreground else {signal.SIGTERM}
+        self._ready = ready
+        self._ended = False
+        self.failed = False
+
+    @property
+    def gone(self) -> bool:
+        """Whether somebody else unmounted."""
+        return not self._ended
+
+    async def serve(self, site: Site) -> None:
+        """Serve until unmounted or told to end."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._until_signal)
+            nursery.start_soon(self._announce)
+            nursery.start_soon(follow, site)
+            await pyfuse3.main()
+            nursery.cancel_scope.cancel()
+
+    async def _until_signal(self) -> None:
+        with trio.open_signal_receiver(*self._signals) as received:
+            async for number in received:
+                log.info("ending on %s", signal.Signals(number).name)
+                self._end()
+
+    async def _announce(self) -> None:
+        """Prove from another process that the tree answers, then say so."""
+        code = "import sys; open(sys.argv[1]).read()"
+        status = self._mountpoint / "control" / "status"
+        with trio.move_on_after(READY_TIMEOUT):
+            answer = await trio.run_process([sys.executable, "-S", "-c", code, str(status)], check=False)
+            if answer.returncode == 0:
+                if self._ready is not None:
+                    self._ready()
+                return
+        log.error("%s did not answer within %.0f s", self._mountpoint, READY_TIMEOUT)
+        self.failed = True
+        self._end()
+
+    def _end(self) -> None:
+        self._ended = True
+        pyfuse3.terminate()
+
+
+async def _take(site: Site, container: str) -> Snapshot | None:
+    return await trio.to_thread.run_sync(snapshot_before_write, site, container)
+
+
+def _burst_failed(site: Site, container: str, exc: BaseException) -> None:
+    log.warning("no snapshot of container %s before a write: %s", container[:12], exc)

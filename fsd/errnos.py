@@ -1,0 +1,165 @@
+"""What a failure looks like to the program that made the system call.
+
+One table maps exceptions of the layers below to errno; the most specific class wins. ``OSError`` keeps
+its own number. Anything the table does not know is a defect: it is logged with its traceback and
+becomes EIO. :func:`barrier` puts that between every handler and the FUSE loop, which dies of any
+exception but ``FUSEError``.
+
+The text of a failure is kept in an :class:`ErrorRing` (``control/errors``) and answers the extended
+attribute ``user.fsd.error`` of the path it happened on.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import inspect
+import logging
+import os
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyfuse3
+
+from drivers import errors as driver
+from store import errors as store
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+log = logging.getLogger("fsd")
+
+ERROR_XATTR = b"user.fsd.error"
+
+ERRNOS: dict[type[BaseException], int] = {
+    store.Unknown: errno.ENOENT,
+    store.Taken: errno.EEXIST,
+    store.Busy: errno.EBUSY,
+    store.LayerHasChildren: errno.ENOTEMPTY,
+    store.Invalid: errno.EINVAL,
+    store.NotPristine: errno.ENOTEMPTY,
+    store.StoreReadOnly: errno.EROFS,
+    store.LockTimeout: errno.ETIMEDOUT,
+    store.BadRecord: errno.EIO,
+    store.LayerNotMounted: errno.EINVAL,
+    store.SizeUnknown: errno.ENODATA,
+    store.DigestUnknown: errno.ENODATA,
+    store.DuplicateNamesReadOnly: errno.EROFS,
+    driver.LayerUnknown: errno.ENOENT,
+    driver.SnapshotUnknown: errno.ENOENT,
+    driver.LayerExists: errno.EEXIST,
+    driver.SnapshotExists: errno.EEXIST,
+    driver.LayerMounted: errno.EBUSY,
+    driver.BadLayerID: errno.EINVAL,
+    driver.BadOption: errno.EINVAL,
+    driver.ArchiveError: errno.EINVAL,
+    driver.IntegrityError: errno.EIO,
+    driver.SeveralDrivers: errno.EINVAL,
+    driver.NotSupported: errno.EOPNOTSUPP,
+    driver.PrerequisitesMissing: errno.EOPNOTSUPP,
+    driver.IncompatibleFilesystem: errno.EOPNOTSUPP,
+}
+
+
+def errno_of(exc: BaseException) -> int | None:
+    """The errno of a known failure; ``None`` for a defect."""
+    if isinstance(exc, OSError):
+        return exc.errno or errno.EIO
+    for cls in type(exc).__mro__:
+        if cls in ERRNOS:
+            return ERRNOS[cls]
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """One refused or failed operation; ``time_ns`` is since the epoch, ``inode`` where it was seen."""
+
+    time_ns: int
+    pid: int
+    uid: int
+    operation: str
+    path: str
+    number: int
+    text: str
+    inode: int
+
+    def __str__(self) -> str:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.time_ns // 10**9))
+        name = errno.errorcode.get(self.number, str(self.number))
+        text = " ".join(self.text.split())
+        return f"{stamp} pid={self.pid} uid={self.uid} op={self.operation} path={self.path} {name}: {text}"
+
+
+class ErrorRing:
+    """The last failures, oldest first. Reading does not clear it."""
+
+    def __init__(self, size: int = 64) -> None:
+        self._failures: deque[Failure] = deque(maxlen=size)
+
+    def add(self, failure: Failure) -> None:
+        """Remember a failure; the oldest one goes when the ring is full."""
+        self._failures.append(failure)
+        log.info("%s", failure)
+
+    def text_for(self, inode: int) -> str | None:
+        """Text of the newest failure on ``inode``."""
+        return next((f.text for f in reversed(self._failures) if f.inode == inode), None)
+
+    def __str__(self) -> str:
+        return "".join(f"{failure}\n" for failure in self._failures)
+
+    def __len__(self) -> int:
+        return len(self._failures)
+
+
+T = TypeVar("T", bound=pyfuse3.Operations)
+
+
+def barrier(cls: type[T]) -> type[T]:
+    """Class decorator: let nothing but ``FUSEError`` leave any handler of an Operations class.
+
+    The class must offer ``report(operation, args, number, text)``, which is told of every failure
+    that carries a text, that is, of everything but a bare ``FUSEError``.
+    """
+    for name, method in list(vars(cls).items()):
+        if inspect.iscoroutinefunction(method) and hasattr(pyfuse3.Operations, name):
+            setattr(cls, name, _guard(name, method))
+    return cls
+
+
+def _guard(name: str, method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(method)
+    async def handler(self: Any, *args: Any) -> Any:
+        try:
+            return await method(self, *args)
+        except pyfuse3.FUSEError:
+            raise
+        except Exception as exc:
+            number, text = explain(_single(exc), name)
+            self.report(name, args, number, text)
+            raise pyfuse3.FUSEError(number) from exc
+
+    return handler
+
+
+def explain(exc: BaseException, operation: str) -> tuple[int, str]:
+    """Errno and text of a failure; a defect is logged with its traceback."""
+    number = errno_of(exc)
+    if number is None:
+        log.error("unforeseen failure in %s", operation, exc_info=exc)
+        return errno.EIO, f"internal error: {type(exc).__name__}: {exc}"
+    if isinstance(exc, OSError) and not exc.strerror:
+        return number, str(exc) or os.strerror(number)
+    return number, str(exc)
+
+
+def _single(exc: BaseException) -> BaseException:
+    """The one failure inside a group that holds only one (nurseries wrap what they raise)."""
+    inner = getattr(exc, "exceptions", None)
+    while isinstance(inner, tuple) and len(inner) == 1:
+        exc = inner[0]
+        inner = getattr(exc, "exceptions", None)
+    return exc

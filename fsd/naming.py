@@ -1,0 +1,94 @@
+"""Where objects stand in the tree: names to paths, without any I/O.
+
+Each object is listed once, under its first name, else under its full ID. Names with ``/`` make
+nested directories. A name that cannot be a path is not used: an empty, ``.``, ``..`` or over-long
+component, a name that is a directory of another object's name (``foo`` beside ``foo/bar``), a name
+another object is listed under already, or one the table reserves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+NAME_MAX = 255
+PATH_MAX = 1024
+"""Longest name used as a path, in bytes: leaves room below PATH_MAX for what is inside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The layout of one table of objects.
+
+    ``objects`` maps a listed path to an object's ID and ``paths`` is its inverse. ``listings`` maps a
+    directory (``""`` is the table itself) to its entry names in listing order. ``prefixes`` holds
+    directories that exist but are not listed, because only other names of an object lie below them.
+    """
+
+    objects: dict[str, str] = field(default_factory=dict)
+    paths: dict[str, str] = field(default_factory=dict)
+    listings: dict[str, dict[str, None]] = field(default_factory=lambda: {"": {}})
+    prefixes: frozenset[str] = frozenset()
+
+    def is_directory(self, path: str) -> bool:
+        """Whether ``path`` is a directory of names (not an object), listed or not."""
+        return path in self.listings or path in self.prefixes
+
+
+def usable(name: str) -> bool:
+    """Whether ``name`` can be a relative path."""
+    raw = name.encode("utf-8", "surrogateescape")
+    if not raw or len(raw) > PATH_MAX or b"\0" in raw:
+        return False
+    return all(part not in (b"", b".", b"..") and len(part) <= NAME_MAX for part in raw.split(b"/"))
+
+
+def parents(path: str) -> list[str]:
+    """Every directory above ``path``, nearest last: ``a/b/c`` gives ``["a", "a/b"]``."""
+    parts = path.split("/")
+    return ["/".join(parts[:n]) for n in range(1, len(parts))]
+
+
+def place(
+    objects: Iterable[tuple[str, Sequence[str]]],
+    *,
+    aliases: Iterable[str] = (),
+    reserved: frozenset[str] = frozenset(),
+) -> Places:
+    """Lay out ``objects`` (pairs of ID and names, in table order).
+
+    Args:
+        aliases: further names that resolve; their directories become ``prefixes``.
+        reserved: first components no object may be listed under.
+    """
+    entries = list(objects)
+    wanted = {id_: names[0] for id_, names in entries if names and usable(names[0])}
+    directories = {above for name in wanted.values() for above in parents(name)}
+    places = Places()
+    for id_, _ in entries:
+        path = wanted.get(id_, id_)
+        if path in directories or path in places.objects or path.split("/")[0] in reserved:
+            path = id_
+        if usable(path) and path not in places.objects and path not in directories:
+            _list(places, path, id_)
+    prefixes = {above for alias in aliases if usable(alias) for above in parents(alias)}
+    return Places(
+        places.objects,
+        places.paths,
+        places.listings,
+        frozenset(prefixes - places.listings.keys() - places.objects.keys()),
+    )
+
+
+def _list(places: Places, path: str, id_: str) -> None:
+    places.objects[path] = id_
+    places.paths[id_] = path
+    directory, _, name = path.rpartition("/")
+    places.listings.setdefault(directory, {})[name] = None
+    for above in reversed(parents(path)):
+        parent, _, child = above.rpartition("/")
+        places.listings.setdefault(parent, {})[child] = None
+        places.listings.setdefault(above, {})

@@ -1,0 +1,291 @@
+"""The kinds of entries the tree is made of.
+
+A :class:`Kind` is one sort of entry (a text file, a symlink, a table of objects …); an instance of
+it is a *route*: it holds the functions that make the content and never any state. A :class:`Node` is
+a route bound to the *subject* it shows (a layer, an image, one snapshot …) and to its place.
+
+Each operation is defined once on ``Kind`` with an honest default: it fails with the errno a real file
+system would give. Methods are synchronous; those of a kind with ``blocking`` set read disks or take
+store locks and are called in a worker thread. None of them knows pyfuse3.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from fsd.site import Subject
+    from fsd.views import ViewSpec
+
+MAX_VALUE = 65536
+"""Longest value of an attribute file, in bytes; longer writes fail with EFBIG."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """What ``stat`` shows of a synthetic entry; times are nanoseconds since the epoch."""
+
+    mode: int
+    size: int
+    mtime_ns: int
+    nlink: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One entry of the tree.
+
+    ``key`` identifies it wherever it is listed; ``path`` is where it was last found, relative to the
+    mount point, and serves messages and relative symlinks.
+    """
+
+    kind: Kind
+    subject: Subject
+    key: str
+    path: str
+
+    def child(self, name: str, kind: Kind, subject: Subject | None = None, key: str | None = None) -> Node:
+        """A node below this one; by default it shows the same subject."""
+        return Node(
+            kind,
+            self.subject if subject is None else subject,
+            f"{self.key}/{name}" if key is None else key,
+            f"{self.path}/{name}" if self.path else name,
+        )
+
+    def refuse(self, number: int, why: str) -> NoReturn:
+        """Raise the ``OSError`` of a refused operation; its text says why and what to do instead."""
+        raise OSError(number, why, "/" + self.path)
+
+
+class Kind:
+    """One sort of entry; subclasses override what they can do."""
+
+    mode: int = stat.S_IFREG | 0o444
+    blocking: ClassVar[bool] = False
+
+    @property
+    def writable(self) -> bool:
+        """Whether writing the entry is a command."""
+        return False
+
+    def attributes(self, node: Node) -> Attributes:
+        """Mode, true size and time of the last change."""
+        return Attributes(self.mode, len(self.content(node)), node.subject.changed_ns())
+
+    def content(self, node: Node) -> bytes:
+        """The bytes of a file, rendered now."""
+        node.refuse(errno.EISDIR if stat.S_ISDIR(self.mode) else errno.EINVAL, "it has no content to read")
+
+    def target(self, node: Node) -> str:
+        """Where a symlink points."""
+        node.refuse(errno.EINVAL, "it is not a symbolic link")
+
+    def lookup(self, node: Node, name: str) -> Node | None:
+        """The entry ``name``, listed or not."""
+        node.refuse(errno.ENOTDIR, "it is not a directory")
+
+    def entries(self, node: Node) -> Iterable[tuple[str, Node]]:
+        """The listed entries, in listing order."""
+        node.refuse(errno.ENOTDIR, "it is not a directory")
+
+    def accept(self, node: Node, data: bytes, append: bool) -> Callable[[], object]:
+        """Check one written value and return the work it asks for, done when the file is flushed."""
+        node.refuse(errno.EPERM, "this file is made by fsd and cannot be written")
+
+    def mkdir(self, node: Node, name: str) -> None:
+        """Make the entry ``name``."""
+        node.refuse(errno.EPERM, f"nothing can be made here; {name!r} was not created")
+
+    def rmdir(self, node: Node, name: str) -> None:
+        """Remove the directory ``name``."""
+        node.refuse(errno.EPERM, f"{name!r} belongs to its object and cannot be removed alone")
+
+    def unlink(self, node: Node, name: str) -> None:
+        """Remove the file ``name``."""
+        node.refuse(
+            errno.EPERM, f"{name!r} is an attribute and cannot be unlinked; use rmdir on the object itself"
+        )
+
+    def rename(self, node: Node, name: str, into: Node, new_name: str) -> None:
+        """Move the entry ``name`` to ``into`` as ``new_name``."""
+        node.refuse(errno.EPERM, f"{name!r} cannot be renamed")
+
+
+def text_value(node: Node, data: bytes) -> str:
+    """A written value as text: UTF-8, one trailing newline dropped; ``EINVAL``, ``EFBIG``."""
+    if len(data) > MAX_VALUE:
+        node.refuse(errno.EFBIG, f"a value has at most {MAX_VALUE} bytes")
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        node.refuse(errno.EINVAL, "the value is not UTF-8 text")
+    if "\0" in text:
+        node.refuse(errno.EINVAL, "the value holds a NUL byte")
+    return text.removesuffix("\n")
+
+
+@dataclass(frozen=True)
+class Text(Kind):
+    """A file of text made from its subject.
+
+    ``render`` gives the text; a newline is added unless it is empty or ends in one. ``command`` makes
+    the file writable: it takes the subject, the written value and whether the file was opened for
+    appending, checks them, and returns the work to do.
+    """
+
+    render: Callable[[Any], str]
+    command: Callable[[Any, str, bool], Callable[[], object]] | None = None
+    mode: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mode", stat.S_IFREG | (0o644 if self.command else 0o444))
+
+    @property
+    def writable(self) -> bool:
+        """Whether the route has a command."""
+        return self.command is not None
+
+    def content(self, node: Node) -> bytes:
+        """The text as UTF-8."""
+        text = self.render(node.subject)
+        if text and not text.endswith("\n"):
+            text += "\n"
+        return text.encode("utf-8", "surrogateescape")
+
+    def accept(self, node: Node, data: bytes, append: bool) -> Callable[[], object]:
+        """Check the value by the route's command; an empty write asks for nothing."""
+        if self.command is None:
+            return super().accept(node, data, append)
+        value = text_value(node, data)
+        return self.command(node.subject, value, append)
+
+
+class SlowText(Text):
+    """A text that needs a disk or a lock to render."""
+
+    blocking = True
+
+
+@dataclass(frozen=True)
+class Blob(Kind):
+    """Bytes read from disk when opened; ``size`` is known without reading them."""
+
+    read: Callable[[Any], bytes]
+    length: Callable[[Any], int]
+    blocking = True
+
+    def attributes(self, node: Node) -> Attributes:
+        """The recorded size."""
+        return Attributes(self.mode, self.length(node.subject), node.subject.changed_ns())
+
+    def content(self, node: Node) -> bytes:
+        """All of it."""
+        return self.read(node.subject)
+
+
+@dataclass(frozen=True)
+class Link(Kind):
+    """A symlink; ``to`` gives an absolute path, or a path in the tree that is made relative.
+
+    ``to`` returns ``None`` where there is nothing to point at; the entry is then left out.
+    """
+
+    to: Callable[[Any], str | None]
+    mode = stat.S_IFLNK | 0o777
+
+    def attributes(self, node: Node) -> Attributes:
+        """The size of a symlink is the length of its target."""
+        return Attributes(self.mode, len(os.fsencode(self.target(node))), node.subject.changed_ns())
+
+    def target(self, node: Node) -> str:
+        """The target as the kernel will follow it."""
+        target = self.to(node.subject)
+        if target is None:
+            node.refuse(errno.ENOENT, "its target is gone")
+        if target.startswith("/"):
+            return target
+        return os.path.relpath("/" + target, "/" + os.path.dirname(node.path))
+
+
+class Alias(Link):
+    """A symlink that lookup makes up: another way to say a listed name."""
+
+
+class DirectoryKind(Kind):
+    """What all synthetic directories share."""
+
+    mode = stat.S_IFDIR | 0o755
+
+    def attributes(self, node: Node) -> Attributes:
+        """Directories of the tree have no size of their own."""
+        return Attributes(self.mode, 0, self.mtime_ns(node), nlink=2)
+
+    def mtime_ns(self, node: Node) -> int:
+        """When the listing last changed."""
+        return node.subject.changed_ns()
+
+
+@dataclass(frozen=True)
+class Directory(DirectoryKind):
+    """A directory with a fixed set of routes, in listing order.
+
+    A ``Link`` without a target and a route whose ``present`` says no are left out.
+    """
+
+    routes: dict[str, Kind]
+    present: dict[str, Callable[[Any], bool]] = field(default_factory=dict)
+
+    def lookup(self, node: Node, name: str) -> Node | None:
+        """The route ``name``, if the subject has it."""
+        kind = self.routes.get(name)
+        if kind is None or not self._has(node, name, kind):
+            return None
+        return node.child(name, kind)
+
+    def entries(self, node: Node) -> Iterator[tuple[str, Node]]:
+        """Routes the subject has."""
+        for name, kind in self.routes.items():
+            if self._has(node, name, kind):
+                yield name, node.child(name, kind)
+
+    def _has(self, node: Node, name: str, kind: Kind) -> bool:
+        test = self.present.get(name)
+        if test is not None and not test(node.subject):
+            return False
+        return not isinstance(kind, Link) or kind.to(node.subject) is not None
+
+
+@dataclass(frozen=True)
+class Many(DirectoryKind):
+    """A directory with one entry per item: ``items`` maps entry names to item subjects or targets.
+
+    The route of every entry is ``each``.
+    """
+
+    items: Callable[[Any], dict[str, Any]]
+    each: Kind
+
+    def lookup(self, node: Node, name: str) -> Node | None:
+        """The item of that name."""
+        items = self.items(node.subject)
+        return node.child(name, self.each, items[name]) if name in items else None
+
+    def entries(self, node: Node) -> Iterator[tuple[str, Node]]:
+        """All items."""
+        for name, subject in self.items(node.subject).items():
+            yield name, node.child(name, self.each, subject)
+
+
+@dataclass(frozen=True)
+class RealTree(Kind):
+    """The root of a real directory tree (``rootfs``, ``userdata``), served by ``fsd.rootfs``."""
+
+    view: Callable[[Any], ViewSpec]
+    mode = stat.S_IFDIR | 0o755

@@ -1,0 +1,380 @@
+"""The FUSE adapter: translates each request to one call on a node, and forwards what belongs to real trees.
+
+Everything below the ``rootfs``, ``userdata`` and ``rundata`` of an object is ``fsd.rootfs``'s; the
+:func:`routed` decorator hands those requests over, so the methods here speak of synthetic nodes only.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import inspect
+import itertools
+import os
+import stat
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+import pyfuse3
+import trio
+from pyfuse3 import FileHandleT, FileInfo, FUSEError, InodeT
+
+from fsd.errnos import ERROR_XATTR, barrier
+from fsd.inodes import REAL_TREES, Inodes
+from fsd.nodes import RealTree
+from fsd.realtrees import RealTrees
+from fsd.tree import root
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pyfuse3 import EntryAttributes, RequestContext
+
+    from fsd.nodes import Attributes, Node
+    from fsd.rootfs import Rootfs
+    from fsd.site import Site
+    from fsd.views import Views
+
+_TRUNCATE_ONLY = ("update_mode", "update_uid", "update_gid")
+
+
+@dataclass(slots=True)
+class Opened:
+    """An open synthetic file: its content as it was when opened, and the work its writes asked for."""
+
+    node: Node
+    inode: InodeT
+    pid: int
+    uid: int
+    append: bool
+    content: bytes = b""
+    work: list[Callable[[], object]] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Listing:
+    """An open synthetic directory: its entries as they were when it was first read."""
+
+    node: Node
+    inode: InodeT
+    entries: list[tuple[str, Node]]
+
+
+def routed(cls: type[Operations]) -> type[Operations]:
+    """Class decorator: requests whose first argument belongs to a real tree go to ``self.rootfs``."""
+    for name, method in list(vars(cls).items()):
+        if inspect.iscoroutinefunction(method) and hasattr(pyfuse3.Operations, name) and name != "forget":
+            setattr(cls, name, _route(name, method))
+    return cls
+
+
+def _route(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    async def handler(self: Operations, *args: Any) -> Any:
+        if args and isinstance(args[0], int) and args[0] & REAL_TREES:
+            return await self.real.call(name, args)
+        return await method(self, *args)
+
+    return handler
+
+
+@barrier
+@routed
+class Operations(pyfuse3.Operations):
+    """One mounted store. All methods run in the event loop; blocking work goes to threads."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = True
+
+    def __init__(self, site: Site, rootfs: Rootfs, views: Views) -> None:
+        super().__init__()
+        self.site = site
+        self.rootfs = rootfs
+        self.views = views
+        self.inodes = Inodes(root(site))
+        self.real = RealTrees(site, rootfs, views)
+        self._handles: dict[int, Opened | Listing] = {}
+        self._numbers = itertools.count(1)
+
+    # -- looking up ----------------------------------------------------------------------------
+
+    async def lookup(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        """The entry ``name``; ENOENT is not remembered by the kernel, as any process may make it."""
+        parent = self._node(parent_inode)
+        child = await self._call(parent, parent.kind.lookup, os.fsdecode(name))
+        if child is None:
+            raise FUSEError(errno.ENOENT)
+        return await self._entry(child)
+
+    async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
+        """Lookups the kernel gives back."""
+        await self.rootfs.forget([pair for pair in inode_list if pair[0] & REAL_TREES])
+        self.inodes.forget(pair for pair in inode_list if not pair[0] & REAL_TREES)
+
+    async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
+        """Attributes as they are now."""
+        return await self._attributes(self._node(inode))
+
+    async def setattr(
+        self,
+        inode: InodeT,
+        attr: EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: FileHandleT | None,
+        ctx: RequestContext,
+    ) -> EntryAttributes:
+        """Truncating a writable attribute is part of writing it; anything else is refused."""
+        node = self._node(inode)
+        if any(getattr(fields, name) for name in _TRUNCATE_ONLY) or not node.kind.writable:
+            node.refuse(errno.EPERM, "mode, owner and times of this entry are fsd's own")
+        return await self._attributes(node)
+
+    async def readlink(self, inode: InodeT, ctx: RequestContext) -> bytes:
+        """Target of a symlink."""
+        node = self._node(inode)
+        return os.fsencode(await self._call(node, node.kind.target))
+
+    async def statfs(self, ctx: RequestContext) -> pyfuse3.StatvfsData:
+        """The file system that holds the graphroot."""
+        found = os.statvfs(self.site.store.graphroot)
+        data = pyfuse3.StatvfsData()
+        for name in ("bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail", "namemax"):
+            setattr(data, f"f_{name}", getattr(found, f"f_{name}"))
+        return data
+
+    # -- directories ---------------------------------------------------------------------------
+
+    async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
+        """Open a listing."""
+        node = self._node(inode)
+        return self._open(Listing(node, inode, await self._call(node, _list_entries)))
+
+    async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        """Entries from ``start_id`` on, with their attributes; entries gone meanwhile are skipped."""
+        listing = cast("Listing", self._handles[fh])
+        if start_id == 0:
+            listing.entries = await self._call(listing.node, _list_entries)
+        for position in range(start_id, len(listing.entries)):
+            name, node = listing.entries[position]
+            try:
+                attributes = await self._attributes(node)
+            except (FUSEError, OSError, LookupError):
+                continue
+            if not pyfuse3.readdir_reply(token, os.fsencode(name), attributes, position + 1):
+                self._forget_unsent(node, attributes.st_ino)
+                return
+            self._remember(node)
+
+    async def releasedir(self, fh: FileHandleT) -> None:
+        """Close a listing."""
+        self._handles.pop(fh, None)
+
+    async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
+        """Commands are on disk when they return."""
+
+    async def mkdir(
+        self, parent_inode: InodeT, name: bytes, mode: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Make an object or snapshot; everything in it is there on return."""
+        parent = self._node(parent_inode)
+        await self._work(parent.kind.mkdir, parent, os.fsdecode(name))
+        child = await self._call(parent, parent.kind.lookup, os.fsdecode(name))
+        if child is None:
+            raise FUSEError(errno.ESTALE)
+        return await self._entry(child)
+
+    async def rmdir(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
+        """Remove an object or snapshot."""
+        parent = self._node(parent_inode)
+        await self._work(parent.kind.rmdir, parent, os.fsdecode(name))
+
+    async def unlink(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
+        """Attributes cannot be unlinked; who tries will not empty the object's trees either."""
+        parent = self._node(parent_inode)
+        try:
+            await self._work(parent.kind.unlink, parent, os.fsdecode(name))
+        except PermissionError:
+            self.real.remember_refusal(parent.key, ctx.pid)
+            raise
+
+    async def rename(
+        self,
+        parent_inode_old: InodeT,
+        name_old: bytes,
+        parent_inode_new: InodeT,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        """Rename an object or snapshot."""
+        if parent_inode_new & REAL_TREES:
+            raise FUSEError(errno.EXDEV)
+        parent, into = self._node(parent_inode_old), self._node(parent_inode_new)
+        if flags & ~pyfuse3.RENAME_NOREPLACE:
+            parent.refuse(errno.EINVAL, "objects cannot be exchanged")
+        await self._work(parent.kind.rename, parent, os.fsdecode(name_old), into, os.fsdecode(name_new))
+
+    async def create(
+        self, parent_inode: InodeT, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        """Files are made below a rootfs only."""
+        self._no_new_entry(parent_inode, name)
+
+    async def mknod(
+        self, parent_inode: InodeT, name: bytes, mode: int, rdev: int, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Files are made below a rootfs only."""
+        self._no_new_entry(parent_inode, name)
+
+    async def symlink(
+        self, parent_inode: InodeT, name: bytes, target: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Symlinks are made below a rootfs only."""
+        self._no_new_entry(parent_inode, name)
+
+    async def link(
+        self, inode: InodeT, new_parent_inode: InodeT, new_name: bytes, ctx: RequestContext
+    ) -> EntryAttributes:
+        """Synthetic files have one name."""
+        raise FUSEError(errno.EXDEV if new_parent_inode & REAL_TREES else errno.EPERM)
+
+    # -- files ---------------------------------------------------------------------------------
+
+    async def open(self, inode: InodeT, flags: int, ctx: RequestContext) -> FileInfo:
+        """Render the content now: what is read later is of one piece and of the size told."""
+        node = self._node(inode)
+        writes = flags & os.O_ACCMODE != os.O_RDONLY
+        if writes and not node.kind.writable:
+            node.refuse(errno.EPERM, "this file is made by fsd and cannot be written")
+        opened = Opened(node, inode, ctx.pid, ctx.uid, bool(flags & os.O_APPEND))
+        if flags & os.O_ACCMODE != os.O_WRONLY:
+            opened.content = await self._call(node, node.kind.content)
+        return FileInfo(fh=self._open(opened), direct_io=True)
+
+    async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
+        """A part of the content."""
+        return cast("Opened", self._handles[fh]).content[off : off + size]
+
+    async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
+        """One whole value: checked now, done when the file is flushed."""
+        opened = cast("Opened", self._handles[fh])
+        node = opened.node
+        opened.work.append(await self._work(node.kind.accept, node, bytes(buf), opened.append))
+        return len(buf)
+
+    async def flush(self, fh: FileHandleT) -> None:
+        """Do what the writes asked for; ``close`` reports a failure."""
+        opened = cast("Opened", self._handles[fh])
+        work, opened.work = opened.work, []
+        for command in work:
+            await self._work(command)
+
+    async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
+        """As for flush: a program that syncs wants to know."""
+        await self.flush(fh)
+
+    async def release(self, fh: FileHandleT) -> None:
+        """Close a file."""
+        self._handles.pop(fh, None)
+
+    # -- extended attributes -------------------------------------------------------------------
+
+    async def getxattr(self, inode: InodeT, name: bytes, ctx: RequestContext) -> bytes:
+        """``user.fsd.error``: why the last operation on this path failed."""
+        text = self.site.errors.text_for(inode) if name == ERROR_XATTR else None
+        if text is None:
+            raise FUSEError(errno.ENODATA)
+        return text.encode()
+
+    async def listxattr(self, inode: InodeT, ctx: RequestContext) -> list[bytes]:
+        """Only the error text, where there is one."""
+        return [ERROR_XATTR] if self.site.errors.text_for(inode) else []
+
+    async def setxattr(self, inode: InodeT, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        """Synthetic entries keep no attributes of others."""
+        self._node(inode).refuse(errno.EPERM, "extended attributes can be set below a rootfs only")
+
+    async def removexattr(self, inode: InodeT, name: bytes, ctx: RequestContext) -> None:
+        """Synthetic entries keep no attributes of others."""
+        raise FUSEError(errno.ENODATA)
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def report(self, operation: str, args: tuple[Any, ...], number: int, text: str) -> None:
+        """Keep the text of a failure for ``control/errors`` and the path's xattr."""
+        self.real.report(operation, args, number, text, self._place)
+
+    def _place(self, first: int) -> tuple[str, InodeT, int, int]:
+        """Path and node of what a request was about; pid and uid where only its handle knows them."""
+        held = self._handles.get(first)
+        if held is not None:
+            pid, uid = (held.pid, held.uid) if isinstance(held, Opened) else (0, 0)
+            return held.node.path, held.inode, pid, uid
+        try:
+            return self.inodes.node(first).path, InodeT(first), 0, 0
+        except KeyError:
+            return f"inode {first}", InodeT(first), 0, 0
+
+    def _node(self, inode: InodeT) -> Node:
+        try:
+            return self.inodes.node(inode)
+        except KeyError:
+            raise FUSEError(errno.ESTALE) from None
+
+    def _no_new_entry(self, parent_inode: InodeT, name: bytes) -> NoReturn:
+        node = self._node(parent_inode)
+        node.refuse(errno.EPERM, f"{os.fsdecode(name)!r}: files can be made below a rootfs only")
+
+    async def _call(self, node: Node, method: Callable[..., Any], *args: Any) -> Any:
+        if node.kind.blocking:
+            return await trio.to_thread.run_sync(method, node, *args)
+        return method(node, *args)
+
+    async def _work(self, method: Callable[..., Any], *args: Any) -> Any:
+        return await trio.to_thread.run_sync(method, *args)
+
+    async def _entry(self, node: Node) -> EntryAttributes:
+        attributes = await self._attributes(node)
+        self._remember(node)
+        return attributes
+
+    def _remember(self, node: Node) -> None:
+        """Count a lookup the kernel holds now; exporting a view has counted its own."""
+        if not isinstance(node.kind, RealTree):
+            self.inodes.remember(node)
+
+    def _forget_unsent(self, node: Node, number: InodeT) -> None:
+        if isinstance(node.kind, RealTree):
+            self.rootfs.unref(number)
+
+    async def _attributes(self, node: Node) -> EntryAttributes:
+        if isinstance(node.kind, RealTree):
+            spec = await trio.to_thread.run_sync(node.kind.view, node.subject)
+            return await self.views.export(spec)
+        return _entry_attributes(self.inodes.number(node), await self._call(node, node.kind.attributes))
+
+    def _open(self, handle: Opened | Listing) -> FileHandleT:
+        number = next(self._numbers)
+        self._handles[number] = handle
+        return FileHandleT(number)
+
+
+def _list_entries(node: Node) -> list[tuple[str, Node]]:
+    return list(node.kind.entries(node))
+
+
+def _entry_attributes(number: InodeT, found: Attributes) -> EntryAttributes:
+    """Attributes the kernel must not keep: any process may change the store at any time."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = number
+    entry.generation = 0
+    entry.entry_timeout = 0
+    entry.attr_timeout = 0
+    entry.st_mode = pyfuse3.ModeT(found.mode)
+    entry.st_nlink = found.nlink
+    entry.st_size = found.size
+    entry.st_blksize = 4096
+    entry.st_blocks = 0 if stat.S_ISDIR(found.mode) else -(-found.size // 512)
+    entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = found.mtime_ns
+    return entry

@@ -1,0 +1,168 @@
+"""What the nodes of one mount share, and the subjects they show.
+
+A :class:`Site` is one mounted store. A subject is a small value that names one thing of the store
+(never a copy of its record), so a node stays right while the store changes: the record is looked up
+when it is needed, and a subject whose record is gone raises the store's own "unknown" error.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from fsd.errnos import ErrorRing
+from fsd.live import Live, Now, Table
+from store.errors import ContainerUnknown, ImageUnknown, LayerUnknown, StoreError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from store.store import Store
+
+    from store.history import History
+    from store.records import Container, Image, Layer
+
+UNKNOWN: dict[Table, type[StoreError]] = {
+    "layers": LayerUnknown,
+    "images": ImageUnknown,
+    "containers": ContainerUnknown,
+}
+
+
+@dataclass(slots=True)
+class Site:
+    """One store with its history, mounted at ``mountpoint``."""
+
+    store: Store
+    history: History
+    mountpoint: Path
+    live: Live = field(init=False)
+    errors: ErrorRing = field(default_factory=ErrorRing)
+    started_ns: int = field(default_factory=time.time_ns)
+
+    def __post_init__(self) -> None:
+        self.live = Live(self.store)
+
+    @property
+    def now(self) -> Now:
+        """The store as it is now."""
+        return self.live.now()
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Something a node shows; the site itself for everything that is not an object."""
+
+    site: Site
+
+    def changed_ns(self) -> int:
+        """When it last changed, in nanoseconds since the epoch."""
+        return self.site.started_ns
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectSubject(Subject):
+    """A layer, image or container by its full ID."""
+
+    id: str
+    table: ClassVar[Table]
+
+    def changed_ns(self) -> int:
+        """When its record last changed."""
+        return self.site.live.changed_ns(self.table, self.id)
+
+    def found(self) -> Layer | Image | Container:
+        """The record; the table's "unknown" error when it is gone."""
+        record = self.site.now.record(self.table, self.id)
+        if record is None:
+            raise UNKNOWN[self.table](f"{self.table[:-1]} {self.id} is gone")
+        return record
+
+    @property
+    def path(self) -> str:
+        """Where it is listed, relative to the mount point."""
+        return f"{self.table}/{self.site.now.places[self.table].paths.get(self.id, self.id)}"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSubject(ObjectSubject):
+    """One layer."""
+
+    table: ClassVar[Table] = "layers"
+
+    @property
+    def record(self) -> Layer:
+        """Its record; ``LayerUnknown`` when it is gone."""
+        return cast("Layer", self.found())
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSubject(ObjectSubject):
+    """One image."""
+
+    table: ClassVar[Table] = "images"
+
+    @property
+    def record(self) -> Image:
+        """Its record; ``ImageUnknown`` when it is gone."""
+        return cast("Image", self.found())
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSubject(ObjectSubject):
+    """One container."""
+
+    table: ClassVar[Table] = "containers"
+
+    @property
+    def record(self) -> Container:
+        """Its record; ``ContainerUnknown`` when it is gone."""
+        return cast("Container", self.found())
+
+
+SUBJECTS: dict[Table, type[LayerSubject | ImageSubject | ContainerSubject]] = {
+    "layers": LayerSubject,
+    "images": ImageSubject,
+    "containers": ContainerSubject,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class NamesSubject(Subject):
+    """A directory of names in a table; ``directory`` is empty for the table itself."""
+
+    table: Table
+    directory: str = ""
+
+    def changed_ns(self) -> int:
+        """When the listing last changed."""
+        return self.site.live.listed_ns(self.table, self.directory)
+
+    def join(self, name: str) -> str:
+        """The full name of an entry."""
+        return f"{self.directory}/{name}" if self.directory else name
+
+
+@dataclass(frozen=True, slots=True)
+class PartSubject(Subject):
+    """A named part of an object: a big data item, or one of its snapshots."""
+
+    owner: ObjectSubject
+    name: str
+
+    def changed_ns(self) -> int:
+        """When the object last changed."""
+        return self.owner.changed_ns()
+
+
+@dataclass(frozen=True, slots=True)
+class PathSubject(Subject):
+    """A place in the tree that a symlink points at."""
+
+    path: str
+    owner: Subject
+
+    def changed_ns(self) -> int:
+        """When what lists the link last changed."""
+        return self.owner.changed_ns()

@@ -1,0 +1,59 @@
+"""``containers/NAME/snapshots/``: mkdir takes a snapshot, rmdir deletes it, mv renames it."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from fsd import control
+from fsd.nodes import DirectoryKind, Node
+from fsd.site import ContainerSubject, PartSubject
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fsd.nodes import Kind
+
+
+@dataclass(frozen=True)
+class SnapshotTable(DirectoryKind):
+    """The snapshots of one container, oldest first. ``each`` is the route of one snapshot."""
+
+    each: Kind
+    blocking = True
+
+    def mtime_ns(self, node: Node) -> int:
+        """When the newest snapshot was taken."""
+        container = _container(node)
+        taken = [snapshot.created_ns for snapshot in container.site.history.list(container.id)]
+        return max(taken, default=node.subject.changed_ns())
+
+    def lookup(self, node: Node, name: str) -> Node | None:
+        """The snapshot of that name."""
+        return next((entry for listed, entry in self.entries(node) if listed == name), None)
+
+    def entries(self, node: Node) -> Iterator[tuple[str, Node]]:
+        """All snapshots, oldest first."""
+        container = _container(node)
+        for snapshot in container.site.history.list(container.id):
+            part = PartSubject(container.site, container, snapshot.name)
+            yield snapshot.name, node.child(snapshot.name, self.each, part)
+
+    def mkdir(self, node: Node, name: str) -> None:
+        """Take a snapshot."""
+        control.take_snapshot(_container(node), name)
+
+    def rmdir(self, node: Node, name: str) -> None:
+        """Delete a snapshot."""
+        control.remove_snapshot(_container(node), name)
+
+    def rename(self, node: Node, name: str, into: Node, new_name: str) -> None:
+        """Rename a snapshot within its container."""
+        if into.key != node.key:
+            node.refuse(errno.EXDEV, f"snapshot {name!r} stays with its container")
+        control.rename_snapshot(_container(node), name, new_name)
+
+
+def _container(node: Node) -> ContainerSubject:
+    return cast("ContainerSubject", node.subject)

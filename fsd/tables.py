@@ -1,0 +1,102 @@
+"""``layers/``, ``images/`` and ``containers/``: each object listed once, its other names symlinks."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fsd import control
+from fsd.nodes import Alias, DirectoryKind, Link, Node
+from fsd.site import SUBJECTS, NamesSubject, PathSubject
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from fsd.live import Table as TableName
+    from fsd.nodes import Kind
+
+_ALIAS: Link = Alias(lambda subject: subject.path)
+
+
+@dataclass(frozen=True)
+class Table(DirectoryKind):
+    """A table of objects, and each directory of names in it. ``each`` is the route of one object."""
+
+    table: TableName
+    each: Kind
+
+    def mtime_ns(self, node: Node) -> int:
+        """When the listing changed, by whoever."""
+        return self._names(node).changed_ns()
+
+    def lookup(self, node: Node, name: str) -> Node | None:
+        """A listed object, a directory of names, or a symlink to the object ``name`` means."""
+        names = self._names(node)
+        now = names.site.now
+        places = now.places[names.table]
+        full = names.join(name)
+        if full in places.objects:
+            return self._object(node, full, places.objects[full])
+        if full in places.listings:
+            return self._directory(node, full)
+        found = now.find(names.table, full)
+        if found in places.paths:
+            target = PathSubject(names.site, f"{names.table}/{places.paths[found]}", names)
+            return node.child(name, _ALIAS, target)
+        return self._directory(node, full) if full in places.prefixes else None
+
+    def entries(self, node: Node) -> Iterator[tuple[str, Node]]:
+        """Objects and directories of names, each once."""
+        names = self._names(node)
+        places = names.site.now.places[names.table]
+        for name in places.listings.get(names.directory, ()):
+            full = names.join(name)
+            id_ = places.objects.get(full)
+            yield name, self._directory(node, full) if id_ is None else self._object(node, full, id_)
+
+    def mkdir(self, node: Node, name: str) -> None:
+        """Make an object, where the table knows how to."""
+        names = self._names(node)
+        control.make(names.site, names.table, names.join(name))
+
+    def rmdir(self, node: Node, name: str) -> None:
+        """Remove the object ``name`` by the store's deletion rules."""
+        names = self._names(node)
+        id_ = self._listed(node, name)
+        if id_ is None:
+            node.refuse(errno.ENOTEMPTY, f"{name!r} is a part of the names below it, not an object")
+        control.remove(names.site, names.table, id_)
+
+    def unlink(self, node: Node, name: str) -> None:
+        """Symlinks in a table are other names of an object; they are made up by looking them up."""
+        node.refuse(errno.EPERM, f"{name!r} is another way to say an object; edit its names file instead")
+
+    def rename(self, node: Node, name: str, into: Node, new_name: str) -> None:
+        """Change the name an object is listed under."""
+        names = self._names(node)
+        if not isinstance(into.kind, Table) or into.kind.table != self.table:
+            node.refuse(errno.EXDEV, f"{name!r} cannot leave {names.table}/")
+        id_ = self._listed(node, name)
+        if id_ is None:
+            node.refuse(errno.EPERM, f"{name!r} is a part of other names; rename the objects below it")
+        control.rename(names.site, names.table, id_, names.join(name), into.kind._names(into).join(new_name))
+
+    def _listed(self, node: Node, name: str) -> str | None:
+        names = self._names(node)
+        return names.site.now.places[names.table].objects.get(names.join(name))
+
+    def _object(self, node: Node, path: str, id_: str) -> Node:
+        names = self._names(node)
+        subject = SUBJECTS[names.table](names.site, id_)
+        return Node(self.each, subject, f"{names.table}:{id_}", f"{names.table}/{path}")
+
+    def _directory(self, node: Node, path: str) -> Node:
+        names = self._names(node)
+        subject = NamesSubject(names.site, names.table, path)
+        return Node(self, subject, f"names:{names.table}:{path}", f"{names.table}/{path}")
+
+    def _names(self, node: Node) -> NamesSubject:
+        """The directory of names a node is; the root's own entry is the table itself."""
+        subject = node.subject
+        return subject if isinstance(subject, NamesSubject) else NamesSubject(subject.site, self.table)

@@ -1,0 +1,41 @@
+"""The daemon as a test runs it: ``daemon_child GRAPHROOT RUNROOT MOUNTPOINT [--fail HANDLER:NAME]``.
+
+``--fail lookup:boom`` makes that handler raise ``KeyError`` when it is asked for ``boom``.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from store.store import Store
+
+from fsd import daemon
+from store.config import StoreOptions
+
+
+def main(graphroot: str, runroot: str, mountpoint: str, *options: str) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    if options[:1] == ("--fail",):
+        _break(*options[1].split(":"))
+    with Store(StoreOptions(graphroot=Path(graphroot), runroot=Path(runroot), driver="btrfs")) as store:
+        return daemon.run(store, Path(mountpoint), ready=lambda: print("READY", flush=True))
+
+
+def _break(handler: str, name: str) -> None:
+    """Put a defect below the barrier, where a real one would be."""
+    from fsd.tables import Table
+
+    real = getattr(Table, handler)
+
+    def broken(self: Table, node: object, entry: str, *rest: object) -> object:
+        if entry == name:
+            raise KeyError("a defect")
+        return real(self, node, entry, *rest)
+
+    setattr(Table, handler, broken)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
