@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from drivers import syscalls
-from drivers._btrfs import ffi, lib
+from drivers._btrfs import ffi as ffi
+from drivers._btrfs import lib as lib
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
