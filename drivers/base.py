@@ -235,6 +235,16 @@ class Driver(ABC):
             self.put(layer_id)
 
     @abstractmethod
+    def path_of(self, layer_id: str) -> Path:
+        """Where the layer's own files lie on disk, without mounting; the layer need not exist.
+
+        Where a layer only holds its difference to the parent (overlay), this is not its whole tree.
+
+        Raises:
+            BadLayerID
+        """
+
+    @abstractmethod
     def exists(self, layer_id: str) -> bool:
         """Whether the driver holds the layer; false for an ID no layer can have."""
 

@@ -7,10 +7,12 @@ failure to start. It never touches its own mount; readiness is proven by a child
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING
 
 import pyfuse3
@@ -18,10 +20,11 @@ import trio
 
 from fsd.bursts import Bursts
 from fsd.control import snapshot_before_write
+from fsd.errnos import Failure, errno_of
 from fsd.followers import follow
 from fsd.operations import Operations
 from fsd.rootfs import Rootfs
-from fsd.site import Site
+from fsd.site import ContainerSubject, Site
 from fsd.views import Views
 from store.history import History
 
@@ -60,7 +63,11 @@ def run(
     """
     site = Site(store, History(store), mountpoint)
     rootfs = Rootfs(site.history.state.view_number, store.graphroot)
-    bursts = Bursts(functools.partial(_take, site), on_failure=functools.partial(_burst_failed, site))
+    bursts = Bursts(
+        functools.partial(_take, site),
+        on_failure=functools.partial(_burst_failed, site),
+        memory=site.history.state,
+    )
     views = Views(store, rootfs, bursts)
     mount = _Mount(mountpoint, foreground, ready)
     options = MOUNT_OPTIONS | ({"allow_other"} if allow_other else set())
@@ -133,4 +140,18 @@ async def _take(site: Site, container: str) -> Snapshot | None:
 
 
 def _burst_failed(site: Site, container: str, exc: BaseException) -> None:
-    log.warning("no snapshot of container %s before a write: %s", container[:12], exc)
+    """The write goes on (or not, by the policy); either way people can read why there is no snapshot."""
+    number = errno_of(exc) or errno.EIO
+    subject = ContainerSubject(site, container)
+    site.errors.add(
+        Failure(
+            time_ns=time.time_ns(),
+            pid=0,
+            uid=0,
+            operation="snapshot",
+            path=subject.path,
+            number=number,
+            text=f"no snapshot before a write: {exc}",
+            inode=0,
+        )
+    )

@@ -113,7 +113,7 @@ def image_of_container(container: ContainerSubject) -> str | None:
 def layer_directory(subject: LayerSubject | ContainerSubject) -> str | None:
     """The real directory of the layer's content."""
     layer_id = subject.id if isinstance(subject, LayerSubject) else subject.record.layer
-    return subject.site.store.layer_path(layer_id)
+    return str(subject.site.store.driver.path_of(layer_id))
 
 
 # -- layers ------------------------------------------------------------------------------------
