@@ -1,0 +1,288 @@
+"""When a write takes a snapshot.
+
+A *burst* is a run of mutations of one container that share one snapshot, taken before the first of
+them lands. :class:`BurstPolicy` decides, without clock or disk; :class:`Bursts` makes the
+writers of a burst wait for its snapshot, each container on its own. Times are seconds since the epoch.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import fnmatch
+import functools
+import logging
+import os
+import re
+import time
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from store.state import BurstTimes
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    Gate = Callable[[bytes | None], Awaitable[None]]
+
+log = logging.getLogger("fsd.bursts")
+
+_NS = 1_000_000_000
+NOISE = ("*.swp", "*.swx", "*.swpx", "*~", "4913", ".#*", "sed??????")
+"""Names editors and ``sed -i`` make and take away again (DESIGN 5)."""
+
+
+class OnError(enum.Enum):
+    """What becomes of a write whose snapshot failed."""
+
+    PROCEED = "proceed"
+    DENY = "deny"
+
+
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """What is known of a container: when its latest burst began, its last mutation, its last snapshot."""
+
+    began: float | None = None
+    mutated: float | None = None
+    snapshot: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The consequence of one mutation: the burst afterwards, and whether to take a snapshot first."""
+
+    burst: Burst
+    begins: bool
+    snapshot: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BurstPolicy:
+    """The numbers, in seconds (DESIGN 5).
+
+    ``quiet`` without a mutation ends a burst; one older than ``longest`` is split; automatic snapshots
+    are ``interval`` apart; a writer waits at most ``snapshot_timeout``. ``noise`` are shell patterns of
+    names whose mutations count for nothing. ``enabled`` off takes no snapshots.
+    """
+
+    quiet: float = 60.0
+    longest: float = 300.0
+    interval: float = 30.0
+    snapshot_timeout: float = 30.0
+    on_error: OnError = OnError.PROCEED
+    noise: tuple[str, ...] = NOISE
+    enabled: bool = True
+
+    def is_noise(self, name: bytes | None) -> bool:
+        """Whether a mutation of ``name`` counts for nothing; an unknown name counts."""
+        return name is not None and _pattern(self.noise).match(os.fsdecode(name)) is not None
+
+    def judge(self, burst: Burst, now: float) -> Verdict:
+        """What a mutation at ``now`` means, given what is known of the container.
+
+        A clock that was set back ends the burst and the interval: a snapshot too many loses nothing.
+        """
+        begins = _passed(burst.mutated, now, self.quiet) or _exceeded(burst.began, now, self.longest)
+        after = Burst(began=now if begins else burst.began, mutated=now, snapshot=burst.snapshot)
+        return Verdict(after, begins, begins and _passed(burst.snapshot, now, self.interval))
+
+
+def _passed(since: float | None, now: float, span: float) -> bool:
+    return since is None or now < since or now - since >= span
+
+
+def _exceeded(since: float | None, now: float, span: float) -> bool:
+    return since is None or now < since or now - since > span
+
+
+@functools.lru_cache(maxsize=64)
+def _pattern(noise: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(fnmatch.translate, noise)) or r"(?!)", re.DOTALL)
+
+
+class Memory(Protocol):
+    """What outlives the process; :class:`store.state.State` is one. Both calls may block."""
+
+    def burst(self, container_id: str) -> BurstTimes | None:
+        """The latest burst; ``None`` when the container was never written through us."""
+
+    def put_burst(self, container_id: str, times: BurstTimes) -> None:
+        """Remember a burst that begins."""
+
+
+def _abandoned() -> Exception:
+    return InterruptedError(errno.EINTR, "the event loop ended before the snapshot was taken")
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A snapshot being taken; ``deadline`` (trio's clock) is when writers stop waiting for it."""
+
+    deadline: float
+    done: trio.Event = field(default_factory=trio.Event)
+    failure: Exception | None = field(default_factory=_abandoned)
+    late: TimeoutError | None = None
+
+
+@dataclass(slots=True)
+class _Track:
+    """One container's burst, and the snapshot its writers wait for."""
+
+    burst: Burst
+    pending: _Pending | None = None
+
+
+class Bursts:
+    """The bursts of all containers. Belongs to one event loop.
+
+    Args:
+        take: takes the snapshot of a container, given its ID; returns ``None`` when nothing changed
+            since the last one. Runs at most once at a time per container, and goes on when
+            the writers have stopped waiting.
+        policy: for every container without a policy of its own (:meth:`configure`).
+        clock: seconds since the epoch.
+        on_failure: told once of every snapshot that failed or was late.
+        memory: keeps the bursts across restarts; without it the first mutation after a start begins one.
+    """
+
+    def __init__(
+        self,
+        take: Callable[[str], Awaitable[object | None]],
+        policy: BurstPolicy | None = None,
+        clock: Callable[[], float] = time.time,
+        *,
+        on_failure: Callable[[str, BaseException], None] | None = None,
+        memory: Memory | None = None,
+    ) -> None:
+        self._take = take
+        self._policy = policy or BurstPolicy()
+        self._clock = clock
+        self._on_failure = on_failure
+        self._memory = memory
+        self._own: dict[str, BurstPolicy] = {}
+        self._tracks: dict[str, _Track] = {}
+
+    def configure(self, container_id: str, policy: BurstPolicy | None) -> None:
+        """Give a container a policy of its own; ``None`` returns it to the common one."""
+        if policy is None:
+            self._own.pop(container_id, None)
+        else:
+            self._own[container_id] = policy
+
+    def policy(self, container_id: str) -> BurstPolicy:
+        """The policy a container's writes are judged by."""
+        return self._own.get(container_id, self._policy)
+
+    def forget(self, container_id: str) -> None:
+        """Drop what is known of a container that was removed."""
+        self._own.pop(container_id, None)
+        self._tracks.pop(container_id, None)
+
+    def taken(self, container_id: str) -> None:
+        """Note an automatic snapshot that something else took just now, such as the timer."""
+        track = self._tracks.get(container_id)
+        if track is not None:
+            track.burst = replace(track.burst, snapshot=self._clock())
+
+    def gate(self, container_id: str) -> Gate:
+        """What to await before every mutation of a container, with the name it touches."""
+        return functools.partial(self.before, container_id)
+
+    async def before(self, container_id: str, name: bytes | None) -> None:
+        """Return when a mutation of ``name`` may land.
+
+        Raises:
+            Exception: what made the snapshot fail, ``TimeoutError`` if it took too long; only where
+                the policy denies such writes, and then nothing counts as written.
+        """
+        policy = self.policy(container_id)
+        if not policy.enabled or policy.is_noise(name):
+            return
+        track = await self._track(container_id)
+        if track.pending is None:
+            verdict = policy.judge(track.burst, self._clock())
+            if not verdict.snapshot:
+                track.burst = verdict.burst
+                return
+            self._start(container_id, track, verdict.burst)
+        failure = await self._outcome(container_id, track)
+        if failure is not None and policy.on_error is OnError.DENY:
+            raise failure
+        track.burst = policy.judge(track.burst, self._clock()).burst
+
+    async def _track(self, container_id: str) -> _Track:
+        """What is known of a container, asked from memory once."""
+        track = self._tracks.get(container_id)
+        if track is not None:
+            return track
+        burst = Burst()
+        if self._memory is not None:
+            try:
+                burst = _recalled(await trio.to_thread.run_sync(self._memory.burst, container_id))
+            except Exception as exc:
+                self._report(container_id, exc)
+        return self._tracks.setdefault(container_id, _Track(burst))
+
+    def _start(self, container_id: str, track: _Track, burst: Burst) -> None:
+        """Begin a burst: take its snapshot as a task of its own, which outlives the writers' patience."""
+        track.pending = _Pending(trio.current_time() + self.policy(container_id).snapshot_timeout)
+        trio.lowlevel.spawn_system_task(self._run, container_id, track, track.pending, burst)
+
+    async def _run(self, container_id: str, track: _Track, pending: _Pending, burst: Burst) -> None:
+        """Take a snapshot, and note how it went."""
+        try:
+            changed = await self._take(container_id) is not None
+            if track.burst.began is not None and track.burst.began >= (burst.began or 0.0):
+                burst = track.burst  # writers who stopped waiting began it meanwhile
+            track.burst = replace(burst, snapshot=self._clock()) if changed else burst
+            pending.failure = None
+        except Exception as exc:
+            pending.failure = exc
+            self._report(container_id, exc)
+        finally:
+            track.pending = None
+            pending.done.set()
+        if pending.failure is None:
+            await self._remember(container_id, burst)
+
+    async def _outcome(self, container_id: str, track: _Track) -> Exception | None:
+        """Wait until the pending snapshot is there (``None``), has failed or is late."""
+        pending = track.pending
+        assert pending is not None
+        with trio.move_on_at(pending.deadline):
+            await pending.done.wait()
+            return pending.failure
+        if pending.late is None:
+            text = f"the snapshot of container {container_id} takes longer than writers wait"
+            pending.late = TimeoutError(errno.ETIMEDOUT, text)
+            self._report(container_id, pending.late)
+        return pending.late
+
+    async def _remember(self, container_id: str, burst: Burst) -> None:
+        if self._memory is not None and burst.began is not None:
+            began_ns = int(burst.began * _NS)
+            times = BurstTimes(started_ns=began_ns, mutated_ns=began_ns)
+            try:
+                await trio.to_thread.run_sync(self._memory.put_burst, container_id, times)
+            except Exception as exc:
+                self._report(container_id, exc)
+
+    def _report(self, container_id: str, exc: BaseException) -> None:
+        if self._on_failure is None:
+            log.warning("no snapshot of container %s before a write: %s", container_id, exc)
+            return
+        try:
+            self._on_failure(container_id, exc)
+        except Exception:
+            log.exception("reporting a failed snapshot of container %s", container_id)
+
+
+def _recalled(times: BurstTimes | None) -> Burst:
+    """A burst as remembered; its snapshot was taken when it began."""
+    if times is None:
+        return Burst()
+    began = times.started_ns / _NS
+    return Burst(began=began, mutated=times.mutated_ns / _NS, snapshot=began)
