@@ -238,6 +238,7 @@ class Bursts:
             if track.burst.began is not None and track.burst.began >= (burst.began or 0.0):
                 burst = track.burst  # writers who stopped waiting began it meanwhile
             track.burst = replace(burst, snapshot=self._clock()) if changed else burst
+            await self._remember(container_id, burst)
             pending.failure = None
         except Exception as exc:
             pending.failure = exc
@@ -245,8 +246,6 @@ class Bursts:
         finally:
             track.pending = None
             pending.done.set()
-        if pending.failure is None:
-            await self._remember(container_id, burst)
 
     async def _outcome(self, container_id: str, track: _Track) -> Exception | None:
         """Wait until the pending snapshot is there (``None``), has failed or is late."""
