@@ -26,7 +26,7 @@ from drivers import btrfs_ioctl, btrfs_tree, pruned
 from drivers.btrfs_lineage import Origins, generation_parted
 from drivers.btrfs_names import Namespace
 from drivers.btrfs_send import MalformedStream, sent_commands
-from drivers.changes import Entry, Owners, changes_size, directory, tree_changes
+from drivers.changes import SAME_OWNERS, Entry, Owners, changes_size, directory, tree_changes
 from drivers.naive import NaiveDiff
 from drivers.sparse import CandidateComparison
 from drivers.tarwriter import open_diff
@@ -96,13 +96,11 @@ class Pair:
         Raises:
             BtrfsError, MalformedStream
         """
-        changed = [pruned.changed_after(side.copy, self._fork) for side in (self._new, self._old)]
-        if all(changed):
+        if all(pruned.changed_after(side.copy, self._fork) for side in (self._old, self._new)):
             return self.by_generation()
         namespace = Namespace()
-        if any(changed):
-            with sent_commands(self._new.copy, self._old.id) as commands:
-                namespace.apply(commands)
+        with sent_commands(self._new.copy, self._old.id) as commands:
+            namespace.apply(commands)
         with self._comparison() as comparison:
             return comparison.run([*namespace.candidates(), *self._nested])
 
@@ -227,10 +225,13 @@ class BtrfsChanges(NaiveDiff):
     ) -> Iterator[tuple[Path, list[Change]] | None]:
         """A tree with the layer's content and its changes, or ``None`` where only a walk can tell."""
         with ExitStack() as copies:
-            pair = None if parent is None else self._pair(copies, layer_id, parent, owners)
+            pair = None if parent is None else self.pair(copies, layer_id, parent, owners)
             yield None if pair is None else (pair.root, pair.changes())
 
-    def _pair(self, copies: ExitStack, layer_id: str, parent: str, owners: Owners) -> Pair | None:
+    def pair(
+        self, copies: ExitStack, layer_id: str, parent: str, owners: Owners = SAME_OWNERS
+    ) -> Pair | None:
+        """Read-only copies of two layers, gone when ``copies`` is closed; ``None`` without a common past."""
         new, old = self.present(layer_id), self.present(parent)
         try:
             fork = generation_parted(new, old, self.origins)

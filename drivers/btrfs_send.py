@@ -38,6 +38,9 @@ _TLV = struct.Struct("<HH")
 _TIME = struct.Struct("<qI")
 _CHUNK = 1 << 18
 _BATCH = 4096
+_PIPE_SIZE = 1 << 20
+_HEAD_START = 0.02
+"""Seconds the kernel may fill the pipe before it is read, which spares a wake-up for each command."""
 
 
 class MalformedStream(DriverError):
@@ -279,9 +282,10 @@ def _through_pipe(work: Callable[[int], None]) -> Iterator[BinaryIO]:
 
     read_fd, write_fd = os.pipe()
     with suppress(OSError):  # above the system's limit for this user: the default size does
-        fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, 1 << 20)
+        fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, _PIPE_SIZE)
     thread = threading.Thread(target=run, name="btrfs-send", daemon=True)
     thread.start()
+    thread.join(_HEAD_START)
     try:
         with open(read_fd, "rb", buffering=0) as stream:
             yield stream

@@ -6,7 +6,7 @@ compared extended attributes differ is MODIFIED, and so is each directory above 
 excepted. Content is never read.
 
 :func:`tree_changes` walks both trees completely. Its parts (:class:`Owners`, :func:`stat_differs`,
-:func:`xattrs_differ`, :class:`Collector`) are what cheaper comparisons decide single paths with, so that
+:func:`entry_differs`, :class:`Collector`) are what cheaper comparisons decide single paths with, so that
 all of them give one answer.
 """
 
@@ -69,6 +69,10 @@ class Owners:
         return mine != theirs
 
 
+SAME_OWNERS = Owners()
+"""Both sides without ID mappings."""
+
+
 def _to_container(mappings: IDMappings | None, uid: int, gid: int) -> tuple[int, int] | None:
     if not mappings:
         return uid, gid
@@ -103,43 +107,43 @@ def stat_differs(new: os.stat_result, old: os.stat_result, owners: Owners, rules
     return new.st_size != old.st_size or not same_time(new.st_mtime_ns, old.st_mtime_ns)
 
 
-def xattrs_differ(new: bytes, old: bytes) -> bool:
-    """Whether the capabilities or the set of ``user.*`` attributes of two paths differ."""
-    return _compared_xattrs(new) != _compared_xattrs(old)
-
-
-def _compared_xattrs(path: bytes) -> dict[str, bytes]:
-    try:
-        names = os.listxattr(path, follow_symlinks=False)
-    except OSError as error:
-        if error.errno != errno.ENOTSUP:
-            raise
-        return {}
-    return {
-        name: os.getxattr(path, name, follow_symlinks=False)
-        for name in names
-        if name == "security.capability" or name.startswith("user.")
-    }
-
-
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One directory entry: how to reach it now, its ``lstat``, and the ``d_ino`` it was listed with."""
+    """A file at hand: how to reach it now, its ``lstat``, and the ``d_ino`` it was listed with.
+
+    ``path`` is a name in an open directory, or with ``fd`` the magic link of that O_PATH descriptor.
+    """
 
     path: bytes
     stat: os.stat_result
     listed_inode: int
+    fd: int = -1
+
+    def xattrs(self) -> dict[str, bytes]:
+        """The extended attributes that are compared: capabilities and ``user.*``."""
+        follow = self.fd >= 0
+        try:
+            names = os.listxattr(self.path, follow_symlinks=follow)
+        except OSError as error:
+            if error.errno != errno.ENOTSUP:
+                raise
+            return {}
+        return {
+            name: os.getxattr(self.path, name, follow_symlinks=follow)
+            for name in names
+            if name == "security.capability" or name.startswith("user.")
+        }
+
+    def target(self) -> bytes:
+        """What a symbolic link says."""
+        return os.readlink(b"", dir_fd=self.fd) if self.fd >= 0 else os.readlink(self.path)
 
 
 def entry_differs(new: Entry, old: Entry, owners: Owners, rules: Rules = RULES) -> bool:
     """Whether a path present on both sides is MODIFIED by itself."""
-    if stat_differs(new.stat, old.stat, owners, rules) or xattrs_differ(new.path, old.path):
+    if stat_differs(new.stat, old.stat, owners, rules) or new.xattrs() != old.xattrs():
         return True
-    return (
-        rules.symlink_targets
-        and stat.S_ISLNK(new.stat.st_mode)
-        and os.readlink(new.path) != os.readlink(old.path)
-    )
+    return rules.symlink_targets and stat.S_ISLNK(new.stat.st_mode) and new.target() != old.target()
 
 
 class Collector:
@@ -351,7 +355,7 @@ def located(root: int, path: bytes) -> Iterator[Entry | None]:
         return
     try:
         status = os.fstat(fd)
-        yield Entry(b"/proc/self/fd/%d" % fd, status, status.st_ino)
+        yield Entry(b"/proc/self/fd/%d" % fd, status, status.st_ino, fd)
     finally:
         os.close(fd)
 

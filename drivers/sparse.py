@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from drivers.base import Change, ChangeKind
 from drivers.changes import (
     RULES,
+    SAME_OWNERS,
     Collector,
     Entry,
     Owners,
@@ -62,13 +63,13 @@ class CandidateComparison:
         new: int,
         old: int,
         *,
-        owners: Owners | None = None,
+        owners: Owners = SAME_OWNERS,
         rules: Rules = RULES,
         same: SameObject = same_inode,
         aliases: Aliases = no_aliases,
     ) -> None:
         self._new, self._old = new, old
-        self._owners, self._rules = owners or Owners(), rules
+        self._owners, self._rules = owners, rules
         self._same, self._aliases = same, aliases
         self._found = Collector()
         self._walk = TreeWalk(self._found, self._owners, rules)
