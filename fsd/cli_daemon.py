@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsd import cli_start, mounts, output, runfile
-from fsd.cli_store import open_store, pool_of, store_options
+from fsd.cli_store import open_store, pool_of, store_exists, store_options
 from fsd.mounts import MountError
 
 if TYPE_CHECKING:
     import argparse
 
-    from store.config import StoreOptions
-
     from fsd.pool import Pool
     from fsd.runfile import Running
+    from store.config import StoreOptions
 
 STOP_SECONDS = 30.0
 
@@ -39,6 +38,9 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         "--foreground", action="store_true", help="stay in the foreground (for systemd, Type=notify)"
     )
     up.add_argument("--no-pool", action="store_true", help="never make the embedded pool")
+    up.add_argument(
+        "--allow-other", action="store_true", help="let users other than the mounting one look in"
+    )
     up.set_defaults(run_command=cli_start.up)
     down = commands.add_parser("down", parents=[common], help="unmount, end the daemon, detach the pool")
     down.add_argument("--force", action="store_true", help="also when the daemon hangs or the tree is in use")
@@ -119,8 +121,9 @@ def show_status(args: argparse.Namespace) -> int:
     options = store_options(args)
     running = runfile.read(Path(options.runroot))
     facts = _facts(options, running)
-    if running is not None or (pool := pool_of(options)) is None or pool.device is not None:
-        facts |= _counts(args)
+    pool = pool_of(options)
+    if pool is None or pool.device is not None:  # a question does not attach a pool
+        facts |= _counts(args, options)
     if args.json:
         output.print_json(facts)
     else:
@@ -142,17 +145,18 @@ def _facts(options: StoreOptions, running: Running | None) -> dict[str, Any]:
 
 
 def _pool_facts(pool: Pool) -> dict[str, Any]:
-    facts: dict[str, Any] = {"image": str(pool.image), "device": pool.device}
+    state = "attached" if pool.device else "detached" if pool.exists else "not made yet"
+    facts: dict[str, Any] = {"image": str(pool.image), "state": state, "device": pool.device}
     if pool.device is not None:
         usage = pool.usage()
         facts |= {"size": usage.size, "used": usage.used, "free": usage.free, "allocated": usage.allocated}
     return facts
 
 
-def _counts(args: argparse.Namespace) -> dict[str, Any]:
+def _counts(args: argparse.Namespace, options: StoreOptions) -> dict[str, Any]:
     """Facts only the store knows; what stops it from being read is a fact too."""
-    if not store_exists(args):
-        return {"store": "empty"}
+    if not store_exists(options):
+        return {"store": "none yet"}
     with open_store(args) as store:
         catalog = store.catalog()
         return {
@@ -164,20 +168,12 @@ def _counts(args: argparse.Namespace) -> dict[str, Any]:
         }
 
 
-def store_exists(args: argparse.Namespace) -> bool:
-    """Whether the graphroot holds anything; opening a store would otherwise make it."""
-    try:
-        return any(Path(store_options(args).graphroot).iterdir())
-    except FileNotFoundError:
-        return False
-
-
 def _shown(value: Any) -> str:
     """A fact for people."""
     if not isinstance(value, dict):
         return str(value)
     if value["device"] is None:
-        return f"{value['image']} (detached)"
+        return f"{value['image']} ({value['state']})"
     used, size = output.human_size(value["used"]), output.human_size(value["size"])
     return f"{value['image']} on {value['device']}, {used} of {size} used"
 
@@ -192,7 +188,7 @@ def _iso(seconds: float) -> str:
 def show_health(args: argparse.Namespace) -> int:
     """``fsd health``: one line a check; exit 1 when any says ``fail``."""
     options = store_options(args)
-    checks = [*_daemon_checks(options), *_pool_checks(options), *_store_checks(args)]
+    checks = [*_daemon_checks(options), *_pool_checks(options), *_store_checks(args, options)]
     if args.json:
         output.print_json([{"check": name, "result": result, "text": text} for name, result, text in checks])
     else:
@@ -221,7 +217,8 @@ def _pool_checks(options: StoreOptions) -> list[Check]:
     if pool is None:
         return []
     if pool.device is None:
-        return [("pool", "fail", f"{pool.image} is not attached: fsd up attaches it")]
+        state = "is not attached: fsd up attaches it" if pool.exists else "does not exist: fsd up makes it"
+        return [("pool", "fail", f"{pool.image} {state}")]
     usage = pool.usage()
     if usage.promised > usage.host_free:
         short = output.human_size(usage.promised - usage.host_free)
@@ -235,9 +232,9 @@ def _pool_checks(options: StoreOptions) -> list[Check]:
     return [("pool", "ok", f"{output.human_size(usage.free)} free of {output.human_size(usage.size)}")]
 
 
-def _store_checks(args: argparse.Namespace) -> list[Check]:
-    if not store_exists(args):
-        return [("store", "fail", "the graphroot is empty: fsd up makes a store")]
+def _store_checks(args: argparse.Namespace, options: StoreOptions) -> list[Check]:
+    if not store_exists(options):
+        return [("store", "fail", "there is none yet: fsd up makes it")]
     try:
         with open_store(args) as store:
             broken = store.catalog().broken

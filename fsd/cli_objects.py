@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fsd import output
-from fsd.cli_store import open_store
+from fsd.cli_store import open_store, store_exists, store_options
 
 if TYPE_CHECKING:
     import argparse
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 SHORT = 12
 """Digits of an ID that tables show, as podman's do."""
 NONE = "<none>"
+SEARCH_PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""What an image without an environment of its own gets."""
 
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -57,6 +60,13 @@ def _add_import(commands: Any, common: argparse.ArgumentParser) -> None:
     loader = commands.add_parser("import", parents=[common], help="make an image of a root filesystem tar")
     loader.add_argument("archive", metavar="ARCHIVE", help="tar, plain or compressed; - for standard input")
     loader.add_argument("name", metavar="NAME", help="the image's name, e.g. localhost/busybox:latest")
+    loader.add_argument("--cmd", metavar="WORDS", help="what a container runs, quoted like a shell command")
+    loader.add_argument("--entrypoint", metavar="WORDS", help="program that gets --cmd as arguments")
+    loader.add_argument("-e", "--env", metavar="KEY=VALUE", action="append", help="environment (repeatable)")
+    loader.add_argument("-l", "--label", metavar="KEY=VALUE", action="append", help="label (repeatable)")
+    loader.add_argument("-u", "--user", metavar="USER[:GROUP]", help="who runs it")
+    loader.add_argument("-w", "--workdir", metavar="DIR", help="where it runs")
+    loader.add_argument("-m", "--message", metavar="TEXT", default="", help="comment for the image's history")
     loader.add_argument("--no-pool", action="store_true", help="never make the embedded pool")
     loader.set_defaults(run_command=import_image)
 
@@ -177,11 +187,16 @@ def _listing(
     columns: dict[str, Callable[[Row], object]],
 ) -> int:
     """Print one table of the store, or the objects of it that were asked for."""
-    with open_store(args) as store:
-        catalog = store.catalog()
-        found, missing = _select(catalog, table, args.names)
-        rows = [make_row(catalog, record) for record in found]
-    _report(catalog, table, missing)
+    rows: list[Row] = []
+    missing: Sequence[str] = args.names
+    if store_exists(store_options(args)):
+        with open_store(args) as store:
+            catalog = store.catalog()
+            found, missing = _select(catalog, table, args.names)
+            rows = [make_row(catalog, record) for record in found]
+            _report_broken(catalog, table)
+    for name in missing:
+        print(f"fsd: no {table[:-1]} {name!r}", file=sys.stderr)
     if args.json:
         output.print_json(rows)
     elif args.quiet:
@@ -203,9 +218,7 @@ def _select(catalog: Catalog, table: str, names: Sequence[str]) -> tuple[list[An
     return [found for found in records.values() if found], [name for name in names if not records[name]]
 
 
-def _report(catalog: Catalog, table: str, missing: Sequence[str]) -> None:
-    for name in missing:
-        print(f"fsd: no {table[:-1]} {name!r}", file=sys.stderr)
+def _report_broken(catalog: Catalog, table: str) -> None:
     for broken in catalog.broken:
         if broken.table == table:
             print(f"fsd: {table} record {broken.id} cannot be used: {broken.why}", file=sys.stderr)
@@ -219,9 +232,27 @@ def import_image(args: argparse.Namespace) -> int:
     from store.oci import import_rootfs
 
     with _archive(args.archive) as archive, open_store(args, make_pool=not args.no_pool) as store:
-        image = import_rootfs(store, archive, args.name)
+        image = import_rootfs(store, archive, args.name, config=_run_config(args), comment=args.message)
     _print_id(args, image.id, image.names)
     return 0
+
+
+def _run_config(args: argparse.Namespace) -> dict[str, Any]:
+    """The keys of the image's ``config`` that the command line sets."""
+    given = {
+        "Cmd": args.cmd and shlex.split(args.cmd),
+        "Entrypoint": args.entrypoint and shlex.split(args.entrypoint),
+        "Env": args.env and [SEARCH_PATH, *args.env],
+        "Labels": args.label and dict(_pair(label) for label in args.label),
+        "User": args.user,
+        "WorkingDir": args.workdir,
+    }
+    return {key: value for key, value in given.items() if value is not None}
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, _, value = text.partition("=")
+    return key, value
 
 
 @contextlib.contextmanager

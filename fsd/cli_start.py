@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsd import mounts, output, runfile, sdnotify
-from fsd.cli_store import on_pool, pool_of, store_options
+from fsd.cli_store import missing_pool, on_pool, pool_of, store_options
 from fsd.mounts import MountError
-from fsd.pool import Pool, PoolError
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
+    from fsd.pool import Pool
     from store.config import StoreOptions
 
 log = logging.getLogger("fsd")
@@ -53,7 +53,7 @@ def up(args: argparse.Namespace) -> int:
     options = store_options(args)
     mountpoint = real_mountpoint(args.mountpoint)
     if args.foreground:
-        return serve(options, mountpoint, no_pool=args.no_pool)
+        return serve(options, mountpoint, no_pool=args.no_pool, allow_other=args.allow_other)
     running = runfile.read(Path(options.runroot))
     if running is not None:
         return _already_up(args, running)
@@ -91,7 +91,16 @@ def _start(args: argparse.Namespace, options: StoreOptions, mountpoint: Path) ->
     with open(home / "log", "ab") as log_file, _ready_socket() as (receiver, address):
         began = log_file.tell()
         process = subprocess.Popen(
-            [sys.executable, "-m", "fsd", *_flags(args), "up", "--foreground", str(mountpoint)],
+            [
+                sys.executable,
+                "-m",
+                "fsd",
+                *_flags(args),
+                "up",
+                "--foreground",
+                *_up_flags(args),
+                str(mountpoint),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=log_file,
             stderr=log_file,
@@ -115,7 +124,11 @@ def _flags(args: argparse.Namespace) -> list[str]:
         if value is not None:
             flags += [flag, os.path.abspath(value) if flag != "--storage-driver" else value]
     flags += [f"--storage-opt={option}" for option in args.storage_opt or ()]
-    return flags + (["--debug"] if args.debug else []) + (["--no-pool"] if args.no_pool else [])
+    return flags + (["--debug"] if args.debug else [])
+
+
+def _up_flags(args: argparse.Namespace) -> list[str]:
+    return [flag for flag in ("--no-pool", "--allow-other") if getattr(args, flag[2:].replace("-", "_"))]
 
 
 @contextlib.contextmanager
@@ -149,7 +162,7 @@ def _why(path: Path, began: int) -> str:
 # -- foreground ------------------------------------------------------------------------------------
 
 
-def serve(options: StoreOptions, mountpoint: Path, *, no_pool: bool) -> int:
+def serve(options: StoreOptions, mountpoint: Path, *, no_pool: bool, allow_other: bool) -> int:
     """Be the daemon: pool, run-file, store, mount; until something unmounts it."""
     runroot, graphroot = Path(options.runroot), Path(options.graphroot)
     with contextlib.ExitStack() as stack:
@@ -160,7 +173,7 @@ def serve(options: StoreOptions, mountpoint: Path, *, no_pool: bool) -> int:
             options = on_pool(options)
         _prepare_mountpoint(mountpoint)
         stack.enter_context(Keeper(mountpoint, pool).running())
-        code = _run(options, mountpoint)
+        code = _run(options, mountpoint, allow_other=allow_other)
         sdnotify.notify("STOPPING=1")
         return code
 
@@ -168,34 +181,25 @@ def serve(options: StoreOptions, mountpoint: Path, *, no_pool: bool) -> int:
 @contextlib.contextmanager
 def _attached(pool: Pool, *, no_pool: bool) -> Iterator[None]:
     """Make and attach the pool; it stays attached after, until ``fsd down``."""
-    if no_pool and not pool.exists:
-        kind = mounts.filesystem_of(pool.graphroot).fstype
-        raise PoolError(
-            f"{pool.graphroot} is on {kind}, not on btrfs, and --no-pool forbids the embedded pool"
-        )
+    if no_pool and pool.device is None:
+        raise missing_pool(pool)
     made = pool.ensure()
     log.info("pool %s is attached%s", pool.image, " (new)" if made else "")
     with pool.shared():
         yield
 
 
-def _run(options: StoreOptions, mountpoint: Path) -> int:
+def _run(options: StoreOptions, mountpoint: Path, *, allow_other: bool) -> int:
     from store.store import Store
 
     from fsd import daemon
 
     with Store(options) as store:
-        return daemon.run(store, mountpoint, foreground=True, ready=lambda: _announce(mountpoint))
+        return daemon.run(store, mountpoint, ready=lambda: _announce(mountpoint), allow_other=allow_other)
 
 
 def _announce(mountpoint: Path) -> None:
-    """Say READY once the tree answers; from a thread, because the caller is the one who must answer."""
-
-    def wait() -> None:
-        if mounts.answers(mountpoint / "control", wait=START_SECONDS):
-            sdnotify.notify("READY=1", f"STATUS=serving {mountpoint}")
-
-    threading.Thread(target=wait, name="announce", daemon=True).start()
+    sdnotify.notify("READY=1", f"STATUS=serving {mountpoint}")
 
 
 def _prepare_mountpoint(mountpoint: Path) -> None:

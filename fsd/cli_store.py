@@ -12,14 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsd.pool import Pool
+from fsd import mounts
+from fsd.pool import Pool, PoolError
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from store.config import StoreOptions
     from store.store import Store
+
+    from store.config import StoreOptions
 
 BTRFS = "btrfs"
 ADMINISTRATORS_FILE = Path("/etc/containers/storage.conf")
@@ -30,14 +32,13 @@ def store_options(args: argparse.Namespace) -> StoreOptions:
     from store.config import load_options
 
     options = load_options()
-    changes: dict[str, object] = {"driver": _driver(args, options.driver)}
-    if args.graph is not None:
-        changes["graphroot"] = Path(args.graph).absolute()
-    if args.run is not None:
-        changes["runroot"] = Path(args.run).absolute()
-    if args.storage_opt is not None:
-        changes["driver_options"] = tuple(args.storage_opt)
-    return replace(options, **changes)  # type: ignore[arg-type]
+    return replace(
+        options,
+        graphroot=os.path.realpath(args.graph or options.graphroot),
+        runroot=os.path.realpath(args.run or options.runroot),
+        driver=_driver(args, options.driver),
+        driver_options=options.driver_options if args.storage_opt is None else tuple(args.storage_opt),
+    )
 
 
 def _driver(args: argparse.Namespace, configured: str) -> str:
@@ -51,12 +52,12 @@ def pool_of(options: StoreOptions) -> Pool | None:
     """The embedded pool this store lives on, or would live on; ``None`` where it needs none."""
     from drivers import prior_drivers
 
-    pool = Pool(Path(options.graphroot).resolve())
-    if options.driver not in ("", BTRFS):
+    pool = Pool(Path(options.graphroot))
+    if options.driver not in ("", BTRFS) or not pool.wanted:
         return None
-    if not pool.exists and not options.driver and prior_drivers(pool.graphroot):
+    if not options.driver and not pool.exists and not pool.vacant and prior_drivers(pool.graphroot):
         return None  # the graphroot holds a store already; its own driver serves it
-    return pool if pool.wanted else None
+    return pool
 
 
 def on_pool(options: StoreOptions) -> StoreOptions:
@@ -64,16 +65,36 @@ def on_pool(options: StoreOptions) -> StoreOptions:
     return replace(options, driver=options.driver or BTRFS)
 
 
+def store_exists(options: StoreOptions) -> bool:
+    """Whether there is a store to open; opening one that is not there would make it."""
+    graphroot = Path(options.graphroot)
+    return Pool(graphroot).exists or (graphroot.is_dir() and any(graphroot.iterdir()))
+
+
 @contextlib.contextmanager
 def open_store(args: argparse.Namespace, *, make_pool: bool = False) -> Iterator[Store]:
-    """The store, with its pool attached meanwhile; ``make_pool`` makes a missing pool."""
+    """The store, with its pool attached meanwhile; ``make_pool`` makes a missing pool.
+
+    Raises:
+        PoolError: the graphroot is not on btrfs, and there is no pool.
+    """
     from store.store import Store
 
     options = store_options(args)
     with contextlib.ExitStack() as stack:
         pool = pool_of(options)
         if pool is not None:
+            if not make_pool and not pool.exists:
+                raise missing_pool(pool)
             stack.enter_context(pool.session(make=make_pool))
-            if pool.device is not None:
-                options = on_pool(options)
+            options = on_pool(options)
         yield stack.enter_context(Store(options))
+
+
+def missing_pool(pool: Pool) -> PoolError:
+    """Why a store cannot be used without its embedded pool."""
+    kind = mounts.filesystem_of(pool.graphroot).fstype
+    return PoolError(
+        f"{pool.graphroot} is on {kind}, not on btrfs, and there is no pool {pool.image}: "
+        "fsd up without --no-pool makes one"
+    )

@@ -29,6 +29,8 @@ SMALLEST = 256 * MIB
 FIRST = 16 * GIB
 """Size of a new pool where the host has room for it; the file is sparse."""
 STEP = 64 * MIB
+LOCK_BYTES = 64
+"""Size of a stamped lock file (FORMAT 3.3)."""
 MAGIC_OFFSET, MAGIC = 0x10040, b"_BHRfS_M"
 """Where a btrfs superblock carries its magic (btrfs(5), on-disk format)."""
 OPTIONS = "loop,noatime,discard=async"
@@ -151,15 +153,27 @@ class Pool:
             if file.read(len(MAGIC)) != MAGIC:
                 raise PoolError(f"{self.image} is no btrfs image; move it away, or restore it from a backup")
 
+    @property
+    def vacant(self) -> bool:
+        """Whether the graphroot without a mount holds nothing but empty directories and lock files."""
+        return self._hidden() is None
+
+    def _hidden(self) -> Path | None:
+        """A file that a pool mounted on the graphroot would hide."""
+        for directory, _, files in os.walk(self.graphroot):
+            for name in files:
+                path = Path(directory, name)
+                if not name.endswith(".lock") or path.lstat().st_size > LOCK_BYTES:
+                    return path
+        return None
+
     def _refuse_hiding(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            hidden = sorted(entry.name for entry in self.graphroot.iterdir())
-            if hidden:
-                raise PoolError(
-                    f"{self.graphroot} is not on btrfs and holds {', '.join(hidden[:3])}"
-                    f"{' and more' if len(hidden) > 3 else ''}: a pool mounted there would hide it; move it "
-                    "away, or choose another place with --graph"
-                )
+        hidden = self._hidden()
+        if hidden is not None:
+            raise PoolError(
+                f"{self.graphroot} is not on btrfs and is in use, for example {hidden}: a pool mounted there "
+                "would hide it; move it away, or choose another graphroot with --graph"
+            )
 
     # -- size --------------------------------------------------------------------------------------
 

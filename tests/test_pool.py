@@ -96,9 +96,18 @@ def test_detach_with_a_foreign_mount_inside_names_it(pool):
 
 def test_ensure_over_files_refuses_and_changes_nothing(pool):
     (pool.graphroot / "overlay").mkdir(parents=True)
-    with pytest.raises(PoolError, match="holds overlay: a pool mounted there would hide it"):
+    (pool.graphroot / "overlay/file").touch()
+    with pytest.raises(
+        PoolError, match=r"in use, for example .*/overlay/file: a pool mounted there would hide"
+    ):
         pool.ensure()
     assert [entry.name for entry in pool.image.parent.iterdir()] == ["storage"]
+
+
+def test_ensure_over_what_an_opened_empty_store_leaves_works(pool):
+    (pool.graphroot / "overlay-images").mkdir(parents=True)
+    (pool.graphroot / "overlay-images/images.lock").write_bytes(bytes(64))
+    assert pool.ensure()
 
 
 def test_ensure_with_an_image_that_is_no_btrfs_refuses_and_keeps_it(pool):
