@@ -1,32 +1,40 @@
-"""Build ``drivers._archive``: checksums and the extraction loop, in C.
+"""Build ``drivers._archive``: checksums and the unpacking loop, in C.
 
 ``python drivers/_archive_build.py`` compiles it in place. cffi releases the GIL around every call.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 from cffi import FFI
 
-CDEF = """
-uint64_t fsd_crc64(uint64_t crc, const uint8_t *data, size_t size);
-"""
-
 _HERE = Path(__file__).resolve().parent
+_PARTS = ("crc", "seen", "parse", "unpack")
+
+
+def _declarations() -> str:
+    """The interface as cffi reads it: the header without preprocessor lines, constants as enums."""
+    text = (_HERE / "_archive.h").read_text()
+    text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+    constants = re.findall(r"^#define (FSD_[A-Z]+) ('.')", text, flags=re.MULTILINE)
+    plain = re.sub(r"^#.*$", "", text, flags=re.MULTILINE)
+    return plain + "".join(f"#define {name} {ord(value[1])}\n" for name, value in constants)
+
 
 ffibuilder = FFI()
-ffibuilder.cdef(CDEF)
+ffibuilder.cdef(_declarations())
 ffibuilder.set_source(
     "drivers._archive",
     '#include "_archive.h"',
-    sources=["drivers/_archive_impl.c"],
+    sources=[f"drivers/_archive_{part}.c" for part in _PARTS],
     include_dirs=["drivers"],
-    extra_compile_args=["-O2", "-std=gnu11", "-Wall", "-Wextra", "-Wno-unused-parameter"],
+    depends=["drivers/_archive.h", "drivers/_archive_unpack.h"],
+    extra_compile_args=["-O2", "-std=gnu11", "-Wall", "-Wextra"],
 )
 
 if __name__ == "__main__":
-    import os
-
     os.chdir(_HERE.parent)
     ffibuilder.compile(verbose=False)

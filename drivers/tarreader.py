@@ -44,9 +44,9 @@ class TarReader:
         self._raw.clear()
         return raw
 
-    def skipped(self, name: bytes, pad: int) -> None:
-        """The caller consumed an entry by itself; ``pad`` bytes of its padding are still ahead."""
-        self._last = name
+    def skipped(self, pad: int) -> None:
+        """The caller consumed entries by itself; ``pad`` bytes of padding are still ahead."""
+        self._last = b""
         self._pad = pad
 
     @property

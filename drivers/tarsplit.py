@@ -16,7 +16,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from drivers import _archive
+from drivers.archive_native import crc64
 from drivers.compress import reader_of
 from drivers.confine import Root
 from drivers.errors import IntegrityError, MalformedArchive
@@ -33,11 +33,6 @@ FILE, SEGMENT = 1, 2
 _HTML = ((b"&", b"\\u0026"), (b"<", b"\\u003c"), (b">", b"\\u003e"))
 
 
-def crc64(data: bytes, crc: int = 0) -> int:
-    """CRC-64/ISO of ``data`` (reflected polynomial 0xD8…, all ones in and out), continuing from ``crc``."""
-    return int(_archive.lib.fsd_crc64(crc, _archive.ffi.from_buffer(data), len(data)))
-
-
 def _name_fields(name: bytes) -> bytes:
     try:
         text = name.decode("utf-8")
@@ -46,7 +41,7 @@ def _name_fields(name: bytes) -> bytes:
     if not text:
         return b""
     raw = json.dumps(text, ensure_ascii=False).replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-    out = raw.replace("\x7f", "\\u007f").encode()
+    out = raw.encode()
     for plain, escaped in _HTML:
         out = out.replace(plain, escaped)
     return b'"name":%s,' % out
@@ -73,6 +68,11 @@ class TarSplitWriter:
             self._line(b'{"type":1,%s"size":%d,"payload":"%s"' % (fields, size, payload))
         else:
             self._line(b'{"type":1,%s"payload":null' % fields)
+
+    def ready(self, lines: bytes, position: int) -> None:
+        """Lines made elsewhere from the current position on; the next one is number ``position``."""
+        self._out.write(lines)
+        self.position = position
 
     def _line(self, start: bytes) -> None:
         self._out.write(b'%s,"position":%d}\n' % (start, self.position))

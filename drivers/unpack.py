@@ -3,112 +3,96 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from drivers import tarformat as tar
+from drivers.archive_native import ENTRY, LINK, PARENT, Loop, Seen
 from drivers.confine import Root, entry_error, remove, split
 from drivers.errors import HostileArchive, MalformedArchive
-from drivers.idmap import IDMappings
 from drivers.tarformat import Entry, clean_name, show
 
 if TYPE_CHECKING:
+    from drivers.idmap import IDMappings
     from drivers.limits import Limits
+    from drivers.rescue import Rescue
 
 WHITEOUT = b".wh."
 WHITEOUT_META = b".wh..wh."
 OPAQUE = b".wh..wh..opq"
-_ALL_MODES = 0o7777
 _ID_MAX = (1 << 32) - 2
+_SECONDS_MAX = 1 << 62
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _SKIPPED_XATTRS = frozenset((b"security.selinux",))
+_DEVICES = {tar.CHARDEV: stat.S_IFCHR, tar.BLOCKDEV: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}
 
 
-class Seen:
-    """Paths this archive has put into the tree, and which of them are symbolic links or files."""
+def is_whiteout(path: bytes) -> bool:
+    """Whether a clean path is a whiteout or one of its relatives."""
+    return split(path)[1].startswith(WHITEOUT)
 
-    def __init__(self) -> None:
-        self._marks: set[tuple[bytes, bytes]] = set()
-        self._salt = os.urandom(16)
 
-    def _key(self, kind: bytes, path: bytes) -> tuple[bytes, bytes]:
-        return kind, hashlib.blake2b(path, digest_size=12, key=self._salt).digest()
-
-    def add(self, kind: bytes, path: bytes) -> bool:
-        """Mark ``path``; false if it was marked already."""
-        key = self._key(kind, path)
-        if key in self._marks:
-            return False
-        self._marks.add(key)
-        return True
-
-    def has(self, kind: bytes, path: bytes) -> bool:
-        """Whether ``path`` is marked."""
-        return self._key(kind, path) in self._marks
-
-    def drop(self, kind: bytes, path: bytes) -> None:
-        """Take a mark away."""
-        self._marks.discard(self._key(kind, path))
+@lru_cache(maxsize=1)
+def in_user_namespace() -> bool:
+    """Whether this process is root of less than the whole machine (user_namespaces(7))."""
+    try:
+        with open("/proc/self/uid_map", encoding="ascii") as table:
+            return table.read().split() != ["0", "0", "4294967295"]
+    except OSError:
+        return False
 
 
 class Unpacker:
     """Applies entries one after another to the tree below ``root``.
 
+    Args:
+        seen: marks shared with the compiled loop.
+        loop: gets directory times, and is told when directories go.
+        rescue: asked to set aside content this archive removes again.
+
     Raises (every call):
         MalformedArchive, HostileArchive: naming the entry; OSError: the system refused.
     """
 
-    def __init__(self, root: Root, mappings: IDMappings | None, limits: Limits) -> None:
+    def __init__(
+        self, root: Root, mappings: IDMappings, limits: Limits, seen: Seen, loop: Loop, rescue: Rescue | None
+    ) -> None:
         self._root = root
-        self._mappings = mappings or IDMappings()
+        self._mappings = mappings
         self._limits = limits
-        self._times: list[tuple[bytes, int]] = []
-        self._parent: tuple[bytes, int] | None = None
-        self._own = (os.geteuid(), os.getegid())
-        self.seen = Seen()
+        self._seen = seen
+        self._loop = loop
+        self._rescue = rescue
+        self._parent: tuple[bytes, int, bytes] | None = None
         self.uids: set[int] = set()
         self.gids: set[int] = set()
+        self.entries = 0
         self.content_size = 0
 
     def close(self) -> None:
         """Release descriptors."""
         self._forget_parent()
 
-    def apply(self, entry: Entry, content: Iterable[bytes]) -> None:
-        """Put one entry into the tree; consumes ``content`` whole."""
-        path = clean_name(entry.name)
+    def apply(self, entry: Entry, path: bytes, content: Iterable[bytes]) -> None:
+        """Put one entry into the tree at the clean ``path``; consumes ``content`` whole."""
+        self.entries += 1
+        if self.entries >= self._limits.entries:
+            raise HostileArchive(f"{show(entry.name)}: entry number {self.entries}, which is too many")
         self.content_size += entry.header_size
         try:
-            if split(path)[1].startswith(WHITEOUT):
+            if is_whiteout(path):
                 self._whiteout(path)
                 _exhaust(content)
             else:
+                self._create(path, entry, content)
                 self.uids.add(entry.uid)
                 self.gids.add(entry.gid)
-                self._create(path, entry, content)
-        except (MalformedArchive, HostileArchive):
-            raise
         except OSError as error:
             raise entry_error(entry.name, error) from error
-
-    def finish(self) -> None:
-        """Set the times of directories, which creating files in them has moved."""
-        self._forget_parent()
-        for path, mtime_ns in self._times:
-            try:
-                fd = self._root.open_directory(path)
-            except (FileNotFoundError, NotADirectoryError):
-                continue
-            except OSError as error:
-                if error.errno == errno.ELOOP:
-                    continue
-                raise
-            try:
-                os.utime(fd, ns=(mtime_ns, mtime_ns))
-            finally:
-                os.close(fd)
+        self._seen.add(ENTRY, path)
 
     # -- parents -------------------------------------------------------------------------------------
 
@@ -117,46 +101,60 @@ class Unpacker:
             os.close(self._parent[1])
             self._parent = None
 
-    def _parent_fd(self, parent: bytes) -> int:
-        if self._parent is not None and self._parent[0] == parent:
-            return self._parent[1]
-        self._forget_parent()
-        fd = self._open_parent(parent)
-        self._parent = (parent, fd)
-        return fd
+    def _parent_of(self, path: bytes) -> tuple[int, bytes]:
+        """Descriptor and canonical path of the directory that holds ``path``; made if it is missing."""
+        parent = split(path)[0]
+        if self._parent is None or self._parent[0] != parent:
+            self._forget_parent()
+            fd, canonical = self._open_parent(parent)
+            self._parent = (parent, fd, canonical)
+            self._mark_above(canonical)
+        return self._parent[1], self._parent[2]
 
-    def _open_parent(self, parent: bytes) -> int:
+    def _open_parent(self, parent: bytes) -> tuple[int, bytes]:
         try:
-            return self._root.open_directory(parent)
-        except FileNotFoundError:
-            pass
+            return self._root.open_directory(parent), parent
         except OSError as error:
-            if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+            if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
                 raise
-        parent = self._root.canonical(parent, lambda path: self.seen.has(b"l", path))
-        self._make_parents(parent)
-        return self._root.open_directory(parent)
+        canonical = self._root.canonical(parent, self._planted)
+        self._make_parents(canonical)
+        return self._root.open_directory(canonical), canonical
+
+    def _planted(self, path: bytes) -> bool:
+        return self._seen.has(LINK, path)
+
+    def _mark_above(self, path: bytes) -> None:
+        while path and self._seen.add(PARENT, path):
+            path = split(path)[0]
 
     def _make_parents(self, parent: bytes) -> None:
         """Missing directories: mode 0755, owned by the container's root."""
         parts = parent.split(b"/") if parent else []
         for depth in range(1, len(parts) + 1):
-            above, name = b"/".join(parts[: depth - 1]), parts[depth - 1]
-            fd = self._root.open_directory(above)
+            fd = self._root.open_directory(b"/".join(parts[: depth - 1]))
             try:
-                os.mkdir(name, 0o755, dir_fd=fd)
-            except FileExistsError:
-                continue
-            else:
-                self._own_and_mode(fd, name, *self._mappings.root, 0o755)
+                self._make_parent(fd, parts[depth - 1])
             finally:
                 os.close(fd)
+
+    def _make_parent(self, directory: int, name: bytes) -> None:
+        try:
+            os.mkdir(name, 0o700, dir_fd=directory)
+        except FileExistsError:
+            return
+        fd = os.open(name, _DIRECTORY, dir_fd=directory)
+        try:
+            os.fchown(fd, *self._mappings.root)
+            os.fchmod(fd, 0o755)
+        finally:
+            os.close(fd)
 
     # -- whiteouts -----------------------------------------------------------------------------------
 
     def _whiteout(self, path: bytes) -> None:
-        parent, name = split(path)
-        directory = self._parent_fd(parent)
+        directory, parent = self._parent_of(path)
+        name = split(path)[1]
         if name == OPAQUE:
             self._opaque(parent)
         elif not name.startswith(WHITEOUT_META):
@@ -173,18 +171,25 @@ class Unpacker:
             directory = self._root.open_directory(here)
             try:
                 for name in map(os.fsencode, os.listdir(directory)):
-                    child = here + b"/" + name if here else name
-                    if self.seen.has(b"p", child):
-                        if stat.S_ISDIR(os.lstat(name, dir_fd=directory).st_mode):
-                            todo.append(child)
-                    else:
+                    child = _join(here, name)
+                    if not (self._seen.has(ENTRY, child) or self._seen.has(PARENT, child)):
                         self._remove(directory, here, name)
+                    elif stat.S_ISDIR(os.lstat(name, dir_fd=directory).st_mode):
+                        todo.append(child)
             finally:
                 os.close(directory)
 
     def _remove(self, directory: int, parent: bytes, name: bytes) -> None:
+        path = _join(parent, name)
+        known = self._seen.has(ENTRY, path) or self._seen.has(PARENT, path)
+        try:
+            if known and self._rescue is not None:
+                self._rescue.save(path)
+        except FileNotFoundError:
+            return
         if remove(directory, name):
-            self.seen.drop(b"l", parent + b"/" + name if parent else name)
+            self._seen.drop(LINK, path)
+            self._loop.forget()
             if self._parent is not None and directory != self._parent[1]:
                 self._forget_parent()
 
@@ -193,33 +198,28 @@ class Unpacker:
     def _create(self, path: bytes, entry: Entry, content: Iterable[bytes]) -> None:
         if not path:
             self._existing_root(entry)
-            _exhaust(content)
             return
-        parent, name = split(path)
-        directory = self._parent_fd(parent)
-        kind = self._clear(directory, parent, name, entry)
-        self._mark(path)
+        directory, parent = self._parent_of(path)
+        name = split(path)[1]
+        place = _join(parent, name)
+        stays = self._clear(directory, parent, name, entry)
+        if place != path:
+            self._seen.add(PARENT, place)
+            if self._rescue is not None:
+                self._rescue.alias(place, path)
         if entry.is_file:
             self._file(directory, name, entry, content)
             return
         if entry.type == tar.DIRECTORY:
-            if not kind:
+            if not stays:
                 os.mkdir(name, 0o700, dir_fd=directory)
         elif entry.type == tar.SYMLINK:
-            if not entry.linkname:
-                raise MalformedArchive(f"{show(entry.name)}: a symbolic link without a target")
-            os.symlink(entry.linkname, name, dir_fd=directory)
-            self.seen.add(b"l", path)
+            self._symlink(directory, name, place, entry)
         elif entry.type == tar.HARDLINK:
             self._hardlink(directory, name, entry)
-        else:
-            self._special(directory, name, entry)
-        self._finish_entry(directory, path, name, entry)
-
-    def _mark(self, path: bytes) -> None:
-        """Mark ``path`` and the directories above it, so that opaque whiteouts spare them."""
-        while path and self.seen.add(b"p", path):
-            path = split(path)[0]
+        elif not self._special(directory, name, entry):
+            return
+        self._finish_entry(directory, place, name, entry)
 
     def _clear(self, directory: int, parent: bytes, name: bytes, entry: Entry) -> bool:
         """Remove what is in the way; true if a directory stays to be merged with."""
@@ -234,9 +234,9 @@ class Unpacker:
 
     def _existing_root(self, entry: Entry) -> None:
         if entry.type != tar.DIRECTORY:
-            raise HostileArchive(f"{show(entry.name)}: the layer's root cannot be anything but a directory")
+            raise HostileArchive(f"{show(entry.name)}: the layer's root can only be a directory")
         self._set_metadata(self._root.fd, entry)
-        self._times.append((b"", entry.mtime_ns))
+        self._note_time(b"", entry)
 
     def _file(self, directory: int, name: bytes, entry: Entry, content: Iterable[bytes]) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
@@ -248,51 +248,83 @@ class Unpacker:
                 for piece in content:
                     _write(fd, piece)
             self._set_metadata(fd, entry)
-            _set_times(fd, entry)
+            os.utime(fd, ns=_times(entry))
         finally:
             os.close(fd)
+
+    def _symlink(self, directory: int, name: bytes, place: bytes, entry: Entry) -> None:
+        if not entry.linkname:
+            raise MalformedArchive(f"{show(entry.name)}: a symbolic link without a target")
+        os.symlink(entry.linkname, name, dir_fd=directory)
+        self._seen.add(LINK, place)
 
     def _hardlink(self, directory: int, name: bytes, entry: Entry) -> None:
-        target = clean_name(entry.linkname)
+        target = self._link_target(entry)
         parent, last = split(target)
-        if not last:
-            raise HostileArchive(f"{show(entry.name)}: a hard link to the layer's root")
-        fd = self._root.open_directory(self._root.canonical(parent, lambda path: self.seen.has(b"l", path)))
         try:
-            os.link(last, name, src_dir_fd=fd, dst_dir_fd=directory, follow_symlinks=False)
-        except PermissionError as error:
-            raise MalformedArchive(
-                f"{show(entry.name)}: a hard link to {show(target)}: {error.strerror}"
-            ) from None
-        finally:
-            os.close(fd)
+            fd = self._root.open_directory(self._root.canonical(parent, self._planted))
+            try:
+                os.link(last, name, src_dir_fd=fd, dst_dir_fd=directory, follow_symlinks=False)
+            finally:
+                os.close(fd)
+        except (FileNotFoundError, PermissionError) as error:
+            text = f"{show(entry.name)}: a hard link to {show(target)}: {error.strerror}"
+            raise MalformedArchive(text) from None
 
-    def _special(self, directory: int, name: bytes, entry: Entry) -> None:
-        types = {tar.FIFO: stat.S_IFIFO, tar.CHARDEV: stat.S_IFCHR, tar.BLOCKDEV: stat.S_IFBLK}
-        if entry.type not in types:
+    def _link_target(self, entry: Entry) -> bytes:
+        try:
+            target = clean_name(entry.linkname)
+        except (HostileArchive, MalformedArchive) as error:
+            raise type(error)(f"{show(entry.name)}: a hard link to {error}") from None
+        if not target:
+            raise HostileArchive(f"{show(entry.name)}: a hard link to the layer's root")
+        return target
+
+    def _special(self, directory: int, name: bytes, entry: Entry) -> bool:
+        """Make a device or fifo; false where a user namespace forbids devices (FORMAT 6.1)."""
+        kind = _DEVICES.get(entry.type)
+        if kind is None:
             raise MalformedArchive(f"{show(entry.name)}: unknown entry type {bytes([entry.type])!r}")
         if not (0 <= entry.major < 1 << 12 and 0 <= entry.minor < 1 << 20):
             raise MalformedArchive(f"{show(entry.name)}: device number {entry.major}:{entry.minor}")
-        device = os.makedev(entry.major, entry.minor)
-        os.mknod(name, types[entry.type] | 0o600, device, dir_fd=directory)
+        try:
+            os.mknod(name, kind | 0o600, os.makedev(entry.major, entry.minor), dir_fd=directory)
+        except PermissionError:
+            if entry.type != tar.FIFO and in_user_namespace():
+                return False
+            raise
+        return True
 
     # -- metadata ------------------------------------------------------------------------------------
 
-    def _finish_entry(self, directory: int, path: bytes, name: bytes, entry: Entry) -> None:
-        if entry.type == tar.DIRECTORY:
-            fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
-            try:
-                self._set_metadata(fd, entry)
-            finally:
-                os.close(fd)
-            self._times.append((path, entry.mtime_ns))
-            return
-        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW, dir_fd=directory)
+    def _finish_entry(self, directory: int, place: bytes, name: bytes, entry: Entry) -> None:
+        is_directory = entry.type == tar.DIRECTORY
+        fd = os.open(name, _DIRECTORY if is_directory else os.O_PATH | os.O_NOFOLLOW, dir_fd=directory)
         try:
-            self._set_metadata(fd, entry, through=True)
+            self._set_metadata(fd, entry, by_link=not is_directory)
         finally:
             os.close(fd)
-        os.utime(name, ns=_times(entry), dir_fd=directory, follow_symlinks=False)
+        if is_directory:
+            self._loop.forget()
+            self._note_time(place, entry)
+        else:
+            os.utime(name, ns=_times(entry), dir_fd=directory, follow_symlinks=False)
+
+    def _note_time(self, place: bytes, entry: Entry) -> None:
+        self._loop.add_time(place, *divmod(_times(entry)[0], tar.NS))
+
+    def _set_metadata(self, fd: int, entry: Entry, *, by_link: bool = False) -> None:
+        """Owner, mode, xattrs; in this order, for chown clears setuid bits and capabilities.
+
+        ``by_link``: ``fd`` is an O_PATH descriptor, which calls reach by its link in /proc.
+        """
+        target: int | bytes = b"/proc/self/fd/%d" % fd if by_link else fd
+        os.chown(target, *self._host_owner(entry))
+        if not stat.S_ISLNK(os.fstat(fd).st_mode):
+            os.chmod(target, entry.mode)
+        for name, value in entry.xattrs.items():
+            if name not in _SKIPPED_XATTRS:
+                _set_xattr(target, name, value)
 
     def _host_owner(self, entry: Entry) -> tuple[int, int]:
         if not (0 <= entry.uid <= _ID_MAX and 0 <= entry.gid <= _ID_MAX):
@@ -302,50 +334,24 @@ class Unpacker:
         except ValueError as error:
             raise MalformedArchive(f"{show(entry.name)}: {error}") from None
 
-    def _set_metadata(self, fd: int, entry: Entry, *, through: bool = False) -> None:
-        """Owner, mode, xattrs; in this order, for chown clears setuid bits and capabilities.
 
-        ``through``: ``fd`` is an O_PATH descriptor, so calls go by its link in /proc.
-        """
-        uid, gid = self._host_owner(entry)
-        mode = os.fstat(fd).st_mode
-        target: int | bytes = b"/proc/self/fd/%d" % fd if through else fd
-        if through:
-            os.chown(target, uid, gid)
-        else:
-            os.fchown(fd, uid, gid)
-        if not stat.S_ISLNK(mode):
-            os.chmod(target, entry.mode & _ALL_MODES)
-        for name, value in entry.xattrs.items():
-            if name not in _SKIPPED_XATTRS:
-                _set_xattr(target, name, value, entry)
-
-    def _own_and_mode(self, directory: int, name: bytes, uid: int, gid: int, mode: int) -> None:
-        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
-        try:
-            os.fchown(fd, uid, gid)
-            os.fchmod(fd, mode)
-        finally:
-            os.close(fd)
+def _join(parent: bytes, name: bytes) -> bytes:
+    return parent + b"/" + name if parent else name
 
 
-def _set_xattr(target: int | bytes, name: bytes, value: bytes, entry: Entry) -> None:
+def _set_xattr(target: int | bytes, name: bytes, value: bytes) -> None:
     try:
         os.setxattr(target, name, value)
     except OSError as error:
-        if error.errno != errno.ENOTSUP:
-            raise OSError(error.errno, f"extended attribute {show(name)}: {error.strerror}") from error
+        if error.errno == errno.ENOTSUP or (error.errno == errno.EPERM and in_user_namespace()):
+            return
+        raise OSError(error.errno, f"extended attribute {show(name)}: {error.strerror}") from error
 
 
 def _times(entry: Entry) -> tuple[int, int]:
-    seconds = entry.mtime_ns // tar.NS
-    if not -(1 << 62) < seconds < 1 << 62:
-        raise MalformedArchive(f"{show(entry.name)}: time {seconds} is not possible")
+    if abs(entry.mtime_ns // tar.NS) >= _SECONDS_MAX:
+        raise MalformedArchive(f"{show(entry.name)}: a time of {entry.mtime_ns // tar.NS} seconds")
     return entry.mtime_ns, entry.mtime_ns
-
-
-def _set_times(fd: int, entry: Entry) -> None:
-    os.utime(fd, ns=_times(entry))
 
 
 def _exhaust(content: Iterable[bytes]) -> None:

@@ -1,0 +1,142 @@
+"""Typed face of ``drivers._archive``, and its only importer."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from drivers import _archive
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from drivers.idmap import IDMap, IDMappings
+
+_lib: Any = _archive.lib
+_ffi: Any = _archive.ffi
+ENTRY: int = _lib.FSD_ENTRY
+"""Mark: an entry of the archive being applied."""
+PARENT: int = _lib.FSD_PARENT
+"""Mark: a directory above such an entry."""
+LINK: int = _lib.FSD_LINK
+"""Mark: a symbolic link the archive made."""
+
+
+def crc64(data: bytes, crc: int = 0) -> int:
+    """CRC-64/ISO of ``data`` (reflected polynomial 0xD8…, all ones in and out), continuing from ``crc``."""
+    return int(_lib.fsd_crc64(crc, _ffi.from_buffer(data), len(data)))
+
+
+class Seen:
+    """Marks on paths in about 16 bytes each; keyed hashes, so false answers cannot be provoked."""
+
+    def __init__(self) -> None:
+        self.pointer = _ffi.gc(_lib.fsd_seen_new(os.urandom(16)), _lib.fsd_seen_free)
+        if not self.pointer:
+            raise MemoryError
+
+    def add(self, kind: int, path: bytes) -> bool:
+        """Mark ``path``; false if it was marked already."""
+        result = _lib.fsd_seen_add(self.pointer, kind, path, len(path))
+        if result < 0:
+            raise MemoryError
+        return bool(result)
+
+    def has(self, kind: int, path: bytes) -> bool:
+        """Whether ``path`` is marked."""
+        return bool(_lib.fsd_seen_has(self.pointer, kind, path, len(path)))
+
+    def drop(self, kind: int, path: bytes) -> None:
+        """Take a mark away."""
+        _lib.fsd_seen_drop(self.pointer, kind, path, len(path))
+
+
+class Loop:
+    """The compiled loop over plain entries; see ``_archive.h`` for what it takes and what it leaves."""
+
+    MORE: int = _lib.FSD_MORE
+    OTHER: int = _lib.FSD_OTHER
+
+    def __init__(self, root: int, seen: Seen, mappings: IDMappings, *, record: bool) -> None:
+        self._seen = seen
+        self._state = _ffi.gc(_lib.fsd_unpack_new(root, seen.pointer, record), _lib.fsd_unpack_free)
+        if not self._state:
+            raise MemoryError
+        self._progress = _ffi.new("fsd_progress *")
+        uids, gids = _ranges(mappings.uids), _ranges(mappings.gids)
+        if _lib.fsd_unpack_map(self._state, uids, len(uids), gids, len(gids)) < 0:
+            raise MemoryError
+
+    def run(self, data: bytes, start: int, padding: int, entries_max: int, position: int) -> int:
+        """Take plain entries from ``data[start:]``; returns ``MORE`` or ``OTHER``.
+
+        The results are the attributes below, until the next call.
+        """
+        progress = self._progress
+        progress.padding, progress.position = padding, position
+        view = _ffi.from_buffer(data)
+        return int(_lib.fsd_unpack_run(self._state, view + start, len(data) - start, entries_max, progress))
+
+    @property
+    def consumed(self) -> int:
+        """Bytes of the input that are done with."""
+        return int(self._progress.consumed)
+
+    @property
+    def padding(self) -> int:
+        """Bytes of the last entry's padding still ahead."""
+        return int(self._progress.padding)
+
+    @property
+    def wanted(self) -> int:
+        """After ``MORE``: bytes the next entry needs from ``consumed`` on."""
+        return int(self._progress.wanted)
+
+    @property
+    def entries(self) -> int:
+        """Entries taken."""
+        return int(self._progress.entries)
+
+    @property
+    def content(self) -> int:
+        """Sum of their sizes."""
+        return int(self._progress.content)
+
+    @property
+    def position(self) -> int:
+        """Number of the next tar-split line."""
+        return int(self._progress.position)
+
+    @property
+    def lines(self) -> bytes:
+        """tar-split lines of the entries taken."""
+        return bytes(_ffi.buffer(self._progress.lines, self._progress.lines_size))
+
+    def forget(self) -> None:
+        """Drop cached directory descriptors, after directories were removed or changed."""
+        _lib.fsd_unpack_forget(self._state)
+
+    def add_time(self, path: bytes, seconds: int, nanoseconds: int) -> None:
+        """Note the time the directory ``path`` gets from :meth:`set_times`."""
+        if _lib.fsd_unpack_add_time(self._state, path, seconds, nanoseconds) < 0:
+            raise MemoryError
+
+    def set_times(self) -> None:
+        """Set the noted times in order; directories that are gone are skipped."""
+        result = _lib.fsd_unpack_set_times(self._state)
+        if result < 0:
+            raise OSError(-result, os.strerror(-result))
+
+    def owners(self) -> tuple[set[int], set[int]]:
+        """Users and groups of the entries taken, as in the archive."""
+        return self._owners(0), self._owners(1)
+
+    def _owners(self, groups: int) -> set[int]:
+        count = _lib.fsd_unpack_owners(self._state, groups, _ffi.NULL, 0)
+        out = _ffi.new("uint32_t[]", count)
+        _lib.fsd_unpack_owners(self._state, groups, out, count)
+        return set(out)
+
+
+def _ranges(maps: Sequence[IDMap]) -> Any:
+    return _ffi.new("fsd_range[]", [(r.container_id, r.host_id, r.size) for r in maps])
