@@ -25,6 +25,7 @@ TEST_PACKAGES := $(PACKAGES) acl attr bats buildah ca-certificates containers-st
 BUILD_SCRIPTS := $(wildcard drivers/_*_build.py)
 GENERATED := $(BUILD_SCRIPTS:_build.py=.c)
 BUILD_SOURCES := $(filter-out $(GENERATED),$(wildcard drivers/*.c drivers/*.h))
+BUILD_INPUTS := $(VENV)/bin/python pyproject.toml setup.py $(BUILD_SCRIPTS) $(BUILD_SOURCES)
 PYTEST_ARGS ?=
 
 .PHONY: up down test check bench clean packages test-packages
@@ -89,10 +90,10 @@ $(STORAGE_CONF):
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/installed: $(VENV)/bin/python pyproject.toml setup.py $(BUILD_SCRIPTS) $(BUILD_SOURCES)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+$(VENV)/installed: $(BUILD_INPUTS)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -e .
 	@touch $@
 
-$(VENV)/installed-dev: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	@touch $@
+$(VENV)/installed-dev: $(BUILD_INPUTS)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
+	@touch $(VENV)/installed $@
