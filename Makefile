@@ -56,7 +56,7 @@ check: $(VENV)/installed-dev
 	$(BIN)/mypy
 
 bench: test-packages $(VENV)/installed-dev
-	$(BIN)/python -m pytest tests/bench $(PYTEST_ARGS)
+	$(BIN)/python -m tests.bench
 
 clean: down
 	$(SUDO) rm -rf --one-file-system $(FSD_HOME)
@@ -80,7 +80,7 @@ define install-missing
 	echo "installing$$missing"; \
 	apt="$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o Acquire::Retries=2"; \
 	install="$$apt install --no-install-recommends -y $$missing"; \
-	{ $$apt update && $$install; } </dev/null >/dev/null || { $$apt update && $$install; } </dev/null >/dev/null
+	{ $$apt update; $$install || { $$apt update; $$install; }; } </dev/null >/dev/null
 endef
 
 $(STORAGE_CONF):

@@ -1,0 +1,1 @@
+"""Measurements: ``python -m tests.bench [FILES]``. Needs root; leaves nothing behind."""
