@@ -102,6 +102,19 @@ class DiskUsage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ownership:
+    """Bytes on disk only this layer refers to, bytes others refer to as well, and how it was found.
+
+    ``method`` is ``qgroup`` (data and metadata, after compression) or ``extents`` (data only, each extent
+    with its uncompressed length).
+    """
+
+    exclusive: int
+    shared: int
+    method: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Creation:
     """Options of a new layer: SELinux label, storage options (``size``), and ID mappings."""
 
@@ -263,6 +276,22 @@ class Driver(ABC):
     @abstractmethod
     def read_write_disk_usage(self, layer_id: str) -> DiskUsage:
         """Bytes and inodes of the layer's tree."""
+
+    def ownership(self, layer_id: str) -> Ownership:
+        """What removing the layer would free, and what it shares; ``NotSupported``, ``LayerUnknown``."""
+        raise NotSupported(f"driver {self.name} does not know which bytes layer {layer_id} shares")
+
+    def limit(self, layer_id: str) -> int:
+        """The layer's size limit in bytes, 0 without one; needs the capability ``quota``."""
+        raise NotSupported(f"driver {self.name} cannot limit layer {layer_id}")
+
+    def set_limit(self, layer_id: str, size: int) -> None:
+        """Limit the layer to ``size`` bytes from now on, 0 lifts it; needs the capability ``quota``.
+
+        Raises:
+            NotSupported, LayerUnknown, BadOption (a size the driver does not allow)
+        """
+        raise NotSupported(f"driver {self.name} cannot limit layer {layer_id} to {size} bytes")
 
     def cleanup(self) -> None:
         """Undo what the driver did to the system, when no layer is mounted."""

@@ -17,16 +17,17 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from drivers import btrfs_ioctl, btrfs_tree, selinux, syscalls
+from drivers import btrfs_ioctl, selinux, syscalls
 from drivers.base import DEFAULT_CREATION, DEFAULT_MOUNT, Capabilities, Driver, check_layer_id
 from drivers.btrfs_changes import BtrfsChanges
 from drivers.btrfs_quota import Quotas
+from drivers.btrfs_removal import destroy_tree
 from drivers.btrfs_snapshots import BtrfsSnapshots
 from drivers.btrfs_usage import Usage
-from drivers.copytree import remove_tree
 from drivers.errors import (
     BadLayerID,
     BadOption,
@@ -41,10 +42,11 @@ from drivers.shifting import MappedViews, update_id_map
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from drivers.base import Creation, DiskUsage, MountOptions
+    from drivers.base import Creation, DiskUsage, MountOptions, Ownership
     from drivers.idmap import IDMappings
 
-_NO_PRIVILEGE = (errno.EPERM, errno.EACCES, errno.EROFS)
+_SCRATCH_AGE = 60.0
+"""Seconds a copy in ``fsd/tmp`` is left alone; a restore takes milliseconds."""
 
 
 class BtrfsDriver(BtrfsChanges, Driver):
@@ -83,10 +85,18 @@ class BtrfsDriver(BtrfsChanges, Driver):
         self.subvolumes = self.home / "subvolumes"
         self.scratch = self.home / "fsd" / "tmp"
         self.subvolumes.mkdir(mode=0o700, exist_ok=True)
-        self.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._sweep()
+        except OSError as error:
+            if error.errno != errno.EROFS:  # reading needs none of this
+                raise
+
+    def _sweep(self) -> None:
+        """Remove copies a crash left; a young one may be of a process this one cannot see."""
         for left in self.scratch.iterdir():
-            if not _is_alive(left.name):
-                self.destroy_tree(left)
+            if not _is_alive(left.name) and _age(left) > _SCRATCH_AGE:
+                destroy_tree(left)
 
     def scratch_path(self) -> Path:
         """A place for a temporary copy that no one else uses."""
@@ -176,10 +186,20 @@ class BtrfsDriver(BtrfsChanges, Driver):
                 raise LayerUnknown(f"{source} is a plain directory, not a subvolume") from error
             raise
 
+    def idle(self, layer_id: str) -> Path:
+        """The directory of a layer nothing is mounted at; ``LayerMounted``, ``LayerUnknown``."""
+        path = self.path_of(layer_id)
+        try:
+            if self._views.is_mounted(layer_id) or syscalls.is_mount_root(path):
+                raise LayerMounted(f"layer {layer_id} is mounted at {path}")
+        except FileNotFoundError:
+            raise LayerUnknown(f"layer {layer_id} has no subvolume at {path}") from None
+        return path
+
     def _discard(self, layer_id: str) -> None:
         """Remove what a failed creation made, so that its own error is the one that is seen."""
         self.quotas.forget(layer_id)
-        self.destroy_tree(self.subvolumes / layer_id)
+        destroy_tree(self.subvolumes / layer_id)
 
     def remove(self, layer_id: str) -> None:
         """Destroy the layer's subvolume, those nested in it, and then its qgroup.
@@ -187,43 +207,11 @@ class BtrfsDriver(BtrfsChanges, Driver):
         A disk quota or missing privilege does not keep a layer alive: where the ioctl is refused the
         content is deleted file by file.
         """
-        path = self.path_of(layer_id)
-        try:
-            if self._views.is_mounted(layer_id) or syscalls.is_mount_root(path):
-                raise LayerMounted(f"layer {layer_id} is mounted at {path}")
-        except FileNotFoundError:
-            raise LayerUnknown(f"layer {layer_id} has no subvolume at {path}") from None
+        path = self.idle(layer_id)
         with self.quotas.removing(path):
-            self.destroy_tree(path)
+            destroy_tree(path)
         self.quotas.forget(layer_id)
         self.usage.forget(layer_id)
-
-    def destroy_tree(self, path: Path) -> None:
-        """Destroy the subvolume ``path`` with all nested ones; a plain directory is deleted as such."""
-        try:
-            btrfs_ioctl.destroy(path.parent, path.name)
-        except btrfs_ioctl.BtrfsError as error:
-            if error.errno == errno.ENOTEMPTY:
-                self._destroy_nested(path)
-            elif error.errno == errno.EINVAL and not btrfs_ioctl.is_subvolume(path):
-                remove_tree(path)
-            elif error.errno in _NO_PRIVILEGE and os.geteuid() != 0:
-                _delete_by_hand(path)
-            else:
-                raise
-
-    def _destroy_nested(self, path: Path) -> None:
-        try:
-            nested = btrfs_tree.nested_subvolumes(path, btrfs_ioctl.subvolume_id(path))
-        except btrfs_ioctl.BtrfsError as error:
-            if error.errno not in _NO_PRIVILEGE:
-                raise
-            _delete_by_hand(path)
-            return
-        for inner in nested:
-            place = path / inner.path
-            btrfs_ioctl.destroy(place.parent, place.name)
-        btrfs_ioctl.destroy(path.parent, path.name)
 
     # -- using -------------------------------------------------------------------------------------
 
@@ -289,6 +277,19 @@ class BtrfsDriver(BtrfsChanges, Driver):
         """Logical bytes and inodes, counted anew only when the subvolume's generation moved."""
         return self.usage.logical(layer_id, self.present(layer_id))
 
+    def ownership(self, layer_id: str) -> Ownership:
+        """Exclusive and shared bytes on disk; see :mod:`drivers.btrfs_usage` for the methods."""
+        return self.usage.ownership(self.present(layer_id))
+
+    def limit(self, layer_id: str) -> int:
+        """The layer's limit in bytes, 0 without one."""
+        self.present(layer_id)
+        return self.quotas.limit(layer_id)
+
+    def set_limit(self, layer_id: str, size: int) -> None:
+        """Limit the layer to ``size`` bytes; 0 lifts the limit. Switches quotas on when it must."""
+        self.quotas.set_limit(layer_id, self.present(layer_id), size)
+
     def cleanup(self) -> None:
         """Unmount idmapped views and the private bind mount of the home directory."""
         self._views.close_all()
@@ -342,6 +343,13 @@ def _is_alive(name: str) -> bool:
     return pid.isdigit() and _started(int(pid)) == rest.partition("-")[0] != ""
 
 
+def _age(path: Path) -> float:
+    """Seconds since a subvolume was made; anything else is as old as can be."""
+    if not btrfs_ioctl.is_subvolume(path):
+        return float("inf")
+    return time.time() - btrfs_ioctl.subvolume_info(path).created_ns / 1e9
+
+
 def _started(pid: int) -> str:
     """Start time of a process in clock ticks since boot (proc_pid_stat(5) field 22), empty if gone."""
     try:
@@ -349,10 +357,3 @@ def _started(pid: int) -> str:
     except (FileNotFoundError, ProcessLookupError):
         return ""
     return fields[19]
-
-
-def _delete_by_hand(path: Path) -> None:
-    """Delete a subvolume as its unprivileged owner: empty it, then rmdir(2) (Linux 4.18)."""
-    if btrfs_ioctl.is_subvolume(path) and btrfs_ioctl.is_read_only(path):
-        btrfs_ioctl.set_read_only(path, False)
-    remove_tree(path)

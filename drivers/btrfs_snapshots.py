@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from drivers import btrfs_ioctl, syscalls
 from drivers.base import DEFAULT_CREATION, Snapshots, check_layer_id
-from drivers.errors import BadLayerID, LayerMounted, SnapshotExists, SnapshotUnknown
+from drivers.btrfs_removal import destroy_tree
+from drivers.errors import BadLayerID, SnapshotExists, SnapshotUnknown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,9 +39,7 @@ class BtrfsSnapshots(Snapshots):
         A process that works in the old content keeps it until it lets go; ``LayerMounted`` when
         something is mounted at the layer.
         """
-        source, target = self.path(key), self._driver.present(layer_id)
-        if syscalls.is_mount_root(target):
-            raise LayerMounted(f"layer {layer_id} is mounted at {target}")
+        source, target = self.path(key), self._driver.idle(layer_id)
         copy = self._driver.scratch_path()
         btrfs_ioctl.snapshot(source, copy.parent, copy.name)
         try:
@@ -48,7 +47,7 @@ class BtrfsSnapshots(Snapshots):
             syscalls.renameat2(copy, target, syscalls.RENAME_EXCHANGE)
         finally:
             with self._driver.quotas.removing(copy):
-                self._driver.destroy_tree(copy)
+                destroy_tree(copy)
 
     def create_layer(self, key: str, layer_id: str, creation: Creation = DEFAULT_CREATION) -> None:
         """Make the new layer ``layer_id`` a writable copy of snapshot ``key``."""
@@ -58,7 +57,7 @@ class BtrfsSnapshots(Snapshots):
         """Delete a snapshot, and the directory that held it when it was the last there."""
         path = self.path(key)
         with self._driver.quotas.removing(path):
-            self._driver.destroy_tree(path)
+            destroy_tree(path)
         with self._directories:
             self._prune(path.parent)
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import stat
 import threading
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from drivers import btrfs_ioctl, btrfs_tree, syscalls
+from drivers.base import Ownership
 from drivers.btrfs_quota import Mode
 from drivers.usage import tree_usage
 
@@ -26,19 +26,6 @@ if TYPE_CHECKING:
 
 BY_QGROUP = "qgroup"
 BY_EXTENT = "extents"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ownership:
-    """Bytes on disk only this layer refers to, bytes others refer to as well, and how it was found.
-
-    ``method`` is ``qgroup`` (data and metadata, compressed size) or ``extents`` (data only, logical size of
-    every extent).
-    """
-
-    exclusive: int
-    shared: int
-    method: str
 
 
 class Usage:
@@ -128,7 +115,11 @@ def _extents_below(root: Path) -> Iterator[syscalls.Extent]:
 
 
 def _extents_of(path: str) -> Iterator[syscalls.Extent]:
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NOATIME | os.O_CLOEXEC)
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        fd = os.open(path, flags | os.O_NOATIME)
+    except PermissionError:  # O_NOATIME is the owner's privilege
+        fd = os.open(path, flags)
     try:
         yield from (extent for extent in syscalls.extents(fd) if extent.addressable)
     finally:
