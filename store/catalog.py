@@ -48,8 +48,9 @@ class Catalog:
         self._image_views = images
         self._containers = containers
         self._mounts = mounts
-        self.stamp: object = (*map(id, layers), *map(id, images), id(containers), id(mounts))
-        """Differs between two catalogs that are alive at once and show different content."""
+        serials = [view.serial for view in layers] + [view.serial for view in images]
+        self.stamp: object = (*serials, containers.serial, mounts.serial)
+        """Two catalogs of one store with equal stamps show the same."""
 
     # -- everything ------------------------------------------------------------------------------
 

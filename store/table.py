@@ -10,6 +10,7 @@ from, and so are records that cannot be understood (:class:`Broken`).
 from __future__ import annotations
 
 import gc
+import itertools
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
@@ -27,6 +28,9 @@ from store.records import Identified, decode, encode
 R = TypeVar("R", bound=Identified)
 V = TypeVar("V", bound="View[Any]")
 D = TypeVar("D", bound="Draft[Any]")
+
+
+_serials: Final = itertools.count(1)
 
 
 class Broken(NamedTuple):
@@ -61,11 +65,12 @@ class Segment(Generic[R]):
 class View(Generic[R]):
     """The records of a table at one moment, in creation order; indexes are built when first asked."""
 
-    __slots__ = ("_by_name", "_sorted_ids", "_tuple", "broken", "by_id", "changed_ns")
+    __slots__ = ("_by_name", "_sorted_ids", "_tuple", "broken", "by_id", "changed_ns", "serial")
 
     def __init__(self, by_id: dict[str, R], broken: tuple[Broken, ...] = (), changed_ns: int = 0) -> None:
         self.by_id = by_id
         self.broken = broken
+        self.serial = next(_serials)
         self.changed_ns = changed_ns
         """When the table's files were last replaced, in nanoseconds since the epoch."""
         self._tuple: tuple[R, ...] | None = None

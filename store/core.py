@@ -1,0 +1,272 @@
+"""Opening a store, its tables, and transactions over several of them in the one legal lock order."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
+
+from drivers import open_driver
+from drivers.errors import LayerUnknown as DriverLayerUnknown
+from store.catalog import Catalog
+from store.config import StoreOptions, load_options
+from store.containers import ContainerDraft, ContainerTable
+from store.durable import ABSENT, file_state, remove_tree
+from store.errors import IncompleteOptions, StoreReadOnly
+from store.images import ImageDraft, ImageTable
+from store.layers import LayerDraft, LayerTable, LayerView, MountView
+from store.lockfile import LockFile
+
+if TYPE_CHECKING:
+    from drivers.base import Driver
+    from drivers.idmap import IDMappings
+    from store.records import Layer
+
+Access = Literal["r", "w"] | None
+T = TypeVar("T")
+
+MODE_PRIVATE: Final = 0o700
+_READ_ONLY: Final = (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The three tables of one store."""
+
+    layers: LayerTable
+    images: ImageTable
+    containers: ContainerTable
+
+
+class Transaction:
+    """Tables under their locks. Only those asked for may be touched; the others raise ``AttributeError``."""
+
+    layers: LayerDraft
+    images: ImageDraft
+    containers: ContainerDraft
+
+
+class StoreCore:
+    """What every part of the store's API stands on; use :class:`store.store.Store`.
+
+    Args:
+        options: where the store is and which driver it uses; read from the configuration when not given.
+
+    Attributes:
+        graphroot, runroot: persistent state, and state lost at reboot.
+        driver: the graph driver, open.
+        tables: the primary store's tables.
+        read_only: the store's directories cannot be written.
+
+    Raises:
+        IncompleteOptions, LockTimeout, OSError, and what :func:`drivers.open_driver` raises.
+    """
+
+    def __init__(self, options: StoreOptions | None = None) -> None:
+        self.options = options if options is not None else load_options()
+        if not self.options.graphroot or not self.options.runroot:
+            raise IncompleteOptions("a store needs both a graphroot and a runroot")
+        self.graphroot = Path(os.path.abspath(self.options.graphroot))
+        self.runroot = Path(os.path.abspath(self.options.runroot))
+        self.read_only = not self._prepare_directories(self.graphroot, self.runroot)
+        self.storage_lock = LockFile.get(self.graphroot / "storage.lock", read_only=self.read_only)
+        self.userns_lock = LockFile.get(self.graphroot / "userns.lock", read_only=self.read_only)
+        with self._opening():
+            self.driver: Driver = open_driver(
+                self.graphroot,
+                self.options.driver,
+                self.options.driver_options,
+                self.options.driver_priority,
+            )
+        self.driver_name = self.driver.name
+        self.tables = self._open_tables()
+        self.additional = tuple(self._additional_tables())
+        self._catalog: Catalog | None = None
+        self.clean_incomplete(wait=False)
+
+    # -- opening ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def _opening(self) -> Iterator[None]:
+        if self.read_only:
+            yield
+            return
+        self.userns_lock.touch()
+        with self.storage_lock.writing(self.options.lock_timeout):
+            yield
+
+    def _prepare_directories(self, *directories: Path) -> bool:
+        """Make directories of mode 0700; tells whether they can be written."""
+        for directory in directories:
+            try:
+                directory.mkdir(mode=MODE_PRIVATE, parents=True, exist_ok=True)
+            except OSError as error:
+                if error.errno not in _READ_ONLY or not directory.is_dir():
+                    raise
+            if not os.access(directory, os.W_OK):
+                return False
+        return True
+
+    def table_directory(self, kind: str) -> Path:
+        """``<graphroot>/<driver>-<kind>``; ``kind`` is ``layers``, ``images`` or ``containers``."""
+        return self.graphroot / f"{self.driver_name}-{kind}"
+
+    def run_directory(self, kind: str) -> Path:
+        """``<runroot>/<driver>-<kind>``."""
+        return self.runroot / f"{self.driver_name}-{kind}"
+
+    def _open_tables(self) -> Tables:
+        kinds = ("layers", "images", "containers")
+        if not self.read_only:
+            self._prepare_directories(
+                *(self.table_directory(kind) for kind in kinds), self.run_directory("layers")
+            )
+        tables = Tables(
+            LayerTable(
+                self.table_directory("layers"), self.run_directory("layers"), read_only=self.read_only
+            ),
+            ImageTable(self.table_directory("images"), read_only=self.read_only),
+            ContainerTable(self.table_directory("containers"), read_only=self.read_only),
+        )
+        if not self.read_only:
+            for lock in (tables.layers.lock, tables.images.lock, tables.containers.lock):
+                if not lock.path.exists():
+                    lock.touch()
+        return tables
+
+    def _additional_tables(self) -> Iterator[Tables]:
+        roots = dict.fromkeys(
+            [*self.driver.additional_image_stores(), *map(Path, self.options.additional_image_stores)]
+        )
+        for root in roots:
+            name = self.driver_name
+            run = root / f"{name}-layers"
+            yield Tables(
+                LayerTable(root / f"{name}-layers", run, read_only=True),
+                ImageTable(root / f"{name}-images", read_only=True),
+                ContainerTable(root / f"{name}-containers", read_only=True),
+            )
+
+    def close(self) -> None:
+        """Forget cached state; the store stays as it is for others."""
+        self._catalog = None
+
+    def __enter__(self: T) -> T:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    # -- reading without locks -------------------------------------------------------------------
+
+    def catalog(self) -> Catalog:
+        """All layers, images and containers now. Takes no lock; a stat per table file if nothing changed."""
+        layers = tuple(t.layers.peek() for t in (self.tables, *self.additional))
+        images = tuple(t.images.peek() for t in (self.tables, *self.additional))
+        fresh = Catalog(layers, images, self.tables.containers.peek(), self.mounts_now())
+        if self._catalog is None or self._catalog.stamp != fresh.stamp:
+            self._catalog = fresh
+        return self._catalog
+
+    def mounts_now(self) -> MountView:
+        """The mount counts, without a lock."""
+        return self.tables.layers.mounts.peek()
+
+    # -- locking ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def transaction(
+        self, *, layers: Access = None, images: Access = None, containers: Access = None
+    ) -> Iterator[Transaction]:
+        """Lock tables (``"r"`` shared, ``"w"`` exclusive) in the order of FORMAT 3.6.
+
+        What changed is saved on normal exit, and nothing on an exception. Layers whose creation or
+        removal somebody did not finish are removed as soon as the layers are locked exclusively.
+
+        Raises:
+            LockTimeout: after ``options.lock_timeout`` seconds; the text names the holder.
+            StoreReadOnly, BadRecord
+        """
+        bound = self.options.lock_timeout
+        if self.read_only and "w" in (layers, images, containers):
+            raise StoreReadOnly(f"{self.graphroot} is on read-only media, or belongs to somebody else")
+        tx = Transaction()
+        with ExitStack() as stack:
+            if layers:
+                table = self.tables.layers
+                tx.layers = stack.enter_context(
+                    table.writing(bound) if layers == "w" else table.reading(bound)
+                )
+                if layers == "w":
+                    self._finish_removals(tx.layers)
+            if images:
+                image_table = self.tables.images
+                tx.images = stack.enter_context(
+                    image_table.writing(bound) if images == "w" else image_table.reading(bound)
+                )
+            if containers:
+                container_table = self.tables.containers
+                tx.containers = stack.enter_context(
+                    container_table.writing(bound) if containers == "w" else container_table.reading(bound)
+                )
+            yield tx
+
+    def clean_incomplete(self, *, wait: bool = True) -> list[str]:
+        """Remove layers flagged incomplete, as containers/storage does when it loads a store.
+
+        Args:
+            wait: whether to wait for the lock; a layer flagged by somebody at work is no leftover.
+
+        Returns:
+            IDs of the layers that were removed.
+        """
+        left = [layer.id for layer in self.tables.layers.peek() if layer.incomplete]
+        if not left or self.read_only:
+            return []
+        from store.errors import LockTimeout
+
+        try:
+            with self.tables.layers.writing(self.options.lock_timeout if wait else 0.0) as draft:
+                return self._finish_removals(draft)
+        except LockTimeout:
+            if wait:
+                raise
+            return []
+
+    def _finish_removals(self, draft: LayerDraft) -> list[str]:
+        removed = [layer.id for layer in draft.view if layer.incomplete]
+        for layer_id in removed:
+            self.discard_layer(draft, draft.view.by_id[layer_id])
+        return removed
+
+    def discard_layer(self, draft: LayerDraft, layer: Layer) -> None:
+        """Remove a layer whose record is already flagged incomplete: content, files, record; then save."""
+        with suppress(DriverLayerUnknown):
+            self.driver.remove(layer.id)
+        directory = self.table_directory("layers")
+        (directory / f"{layer.id}.tar-split.gz").unlink(missing_ok=True)
+        remove_tree(directory / layer.id)
+        draft.remove(layer.id)
+        draft.flush()
+
+    # -- paths -----------------------------------------------------------------------------------
+
+    def tar_split_path(self, layer_id: str) -> Path:
+        """Where a layer's tar-split data is, if it has any."""
+        return self.table_directory("layers") / f"{layer_id}.tar-split.gz"
+
+    def can_shift(self, mappings: IDMappings) -> bool:
+        """Whether layers under these mappings are kept unmapped, for the driver to shift when it mounts."""
+        return bool(mappings) and self.options.shift_ids and self.driver.supports_shifting()
+
+    def layer_views(self) -> list[LayerView]:
+        """The layers of the primary store, then those of additional stores, without locks."""
+        return [tables.layers.peek() for tables in (self.tables, *self.additional)]
+
+    def has_file(self, path: Path) -> bool:
+        """Whether ``path`` exists."""
+        return file_state(path) != ABSENT

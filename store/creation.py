@@ -1,0 +1,493 @@
+"""New layers, images and containers.
+
+A layer's tree is made, and on the disk, before the record that names it can be seen, so that no crash
+leaves a record without content; a tree without a record is harmless (FORMAT 7).
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, BinaryIO, Final, cast
+
+from drivers.base import Applied, Creation
+from drivers.errors import LayerExists
+from drivers.idmap import IDMappings
+from store import bigdata, codec, durable
+from store.errors import (
+    BadValue,
+    DuplicateID,
+    ImageUnknown,
+    LayerUnknown,
+    ParentIsContainer,
+    ParentUnknown,
+)
+from store.idmaps import AutomaticMappings
+from store.ids import check_id, new_id
+from store.names import dedupe
+from store.options import BigData, ContainerOptions, ImageOptions, LayerOptions
+from store.records import Container, Image, Layer
+
+if TYPE_CHECKING:
+    from store.core import Transaction
+    from store.layers import LayerDraft
+
+_GZIP_LEVEL: Final = 1
+DEFAULT_LAYER: Final = LayerOptions()
+DEFAULT_IMAGE: Final = ImageOptions()
+DEFAULT_CONTAINER: Final = ContainerOptions()
+
+
+class Creations(AutomaticMappings):
+    """Creation methods of :class:`store.store.Store`."""
+
+    # -- layers ----------------------------------------------------------------------------------
+
+    def create_layer(
+        self,
+        *,
+        id: str | None = None,
+        parent: str | None = None,
+        names: Iterable[str] = (),
+        mount_label: str = "",
+        writeable: bool = False,
+        options: LayerOptions = DEFAULT_LAYER,
+    ) -> Layer:
+        """Make a layer: empty, or a writable copy of ``parent``; ``CreateLayer``.
+
+        Args:
+            id: 64 lower-case hex digits; random when not given.
+            parent: ID or name of a layer.
+            writeable: make it as the layer of a container is made.
+
+        Raises:
+            BadID, DuplicateID, DuplicateName, ParentUnknown, ParentIsContainer, LockTimeout, OSError
+        """
+        return self._new_layer(id, parent, names, mount_label, writeable, options, None)[0]
+
+    def put_layer(
+        self,
+        archive: BinaryIO | None,
+        *,
+        id: str | None = None,
+        parent: str | None = None,
+        names: Iterable[str] = (),
+        mount_label: str = "",
+        writeable: bool = False,
+        options: LayerOptions = DEFAULT_LAYER,
+    ) -> tuple[Layer, int]:
+        """Make a layer and fill it from a layer archive; ``PutLayer``.
+
+        Args:
+            archive: a tar, plain or compressed, read to its end; the layers stay locked meanwhile.
+
+        Returns:
+            the layer, and the sum of the sizes of its files in bytes.
+
+        Raises:
+            those of :meth:`create_layer`; MalformedArchive, HostileArchive; BadValue if the archive
+            has another digest than ``options`` say. Nothing was made then.
+        """
+        return self._new_layer(id, parent, names, mount_label, writeable, options, archive)
+
+    def _new_layer(
+        self,
+        layer_id: str | None,
+        parent: str | None,
+        names: Iterable[str],
+        mount_label: str,
+        writeable: bool,
+        options: LayerOptions,
+        archive: BinaryIO | None,
+    ) -> tuple[Layer, int]:
+        layer = Layer(
+            id=new_id() if not layer_id else check_id(layer_id),
+            names=dedupe(names),
+            mount_label=mount_label,
+            metadata=options.metadata,
+            flags=dict(options.flags),
+            created=codec.now(),
+        )
+        with self.transaction(layers="w", containers="r") as tx, ExitStack() as undo:
+            base = self.parent_layer(tx, parent) if parent else None
+            layer = replace(layer, parent=base.id if base else "")
+            mappings = self.layer_mappings(options, base)
+            layer = self.grow_layer(tx.layers, undo, layer, base, mappings, writeable, options)
+            size = 0
+            if archive is not None:
+                layer, size = self._fill(layer, archive, options, undo)
+            layer = self._add_big_data(layer, options.big_data, undo)
+            tx.layers.add(layer)
+            tx.layers.flush()
+            undo.pop_all()
+        return layer, size
+
+    def parent_layer(self, tx: Transaction, key: str) -> Layer:
+        """The layer another may be made from.
+
+        Raises:
+            ParentUnknown, ParentIsContainer
+        """
+        layer = tx.layers.view.resolve(key)
+        if layer is None:
+            with suppress(LayerUnknown):
+                layer = self.layer(key)
+        if layer is None:
+            raise ParentUnknown(f"no layer is called {key!r}, so nothing can be made from it")
+        holder = next(iter(tx.containers.view.on_layer(layer.id)), None)
+        if holder is not None:
+            raise ParentIsContainer(f"layer {layer.id} belongs to container {holder.id}; commit it first")
+        return layer
+
+    def grow_layer(
+        self,
+        draft: LayerDraft,
+        undo: ExitStack,
+        layer: Layer,
+        base: Layer | None,
+        mappings: IDMappings,
+        writeable: bool,
+        options: LayerOptions,
+    ) -> Layer:
+        """Make a layer's tree; ``undo`` then holds its removal. The record is not added yet.
+
+        Raises:
+            DuplicateID, DuplicateName, LayerUnknown (the template), OSError
+        """
+        if draft.get(layer.id) is not None:
+            raise DuplicateID(f"the layer ID {layer.id} is already in use")
+        draft.check_names(layer.names)
+        creation = Creation(
+            mount_label=layer.mount_label, storage_opts=options.storage_opts, mappings=mappings
+        )
+        parent = base.id if base is not None else None
+        try:
+            if options.template:
+                layer = self._copy_template(draft, undo, layer, parent, creation, options.template)
+            elif writeable:
+                self.driver.create_read_write(layer.id, parent, creation)
+            else:
+                self.driver.create(layer.id, parent, creation)
+        except LayerExists:
+            self._replace_orphan(layer.id)
+            return self.grow_layer(draft, undo, layer, base, mappings, writeable, options)
+        undo.callback(self.driver.remove, layer.id)
+        inherited = base.mappings if base is not None else IDMappings()
+        if not options.template and inherited != mappings and base is not None:
+            self.driver.update_id_map(layer.id, inherited, mappings)
+        return replace(layer, uidmap=mappings.uids, gidmap=mappings.gids)
+
+    def _replace_orphan(self, layer_id: str) -> None:
+        """Remove a tree no record names: what a killed creation of the same layer left."""
+        self.driver.remove(layer_id)
+
+    def _copy_template(
+        self,
+        draft: LayerDraft,
+        undo: ExitStack,
+        layer: Layer,
+        parent: str | None,
+        creation: Creation,
+        key: str,
+    ) -> Layer:
+        """Copy tree, tar-split and recorded digests of a template layer."""
+        template = draft.existing(key)
+        self.driver.create_from_template(layer.id, template.id, parent, creation, template.mappings)
+        with suppress(FileNotFoundError):
+            target = self.tar_split_path(layer.id)
+            durable.write_atomic(target, self.tar_split_path(template.id).read_bytes())
+            undo.callback(target.unlink, missing_ok=True)
+        return replace(
+            template,
+            id=layer.id,
+            names=layer.names,
+            parent=parent or "",
+            mount_label=layer.mount_label or template.mount_label,
+            created=layer.created,
+            metadata=layer.metadata or template.metadata,
+            flags=layer.flags,
+            big_data_names=(),
+            extra=(),
+        )
+
+    # -- filling ---------------------------------------------------------------------------------
+
+    def apply_diff(self, key: str, archive: BinaryIO) -> int:
+        """Unpack a layer archive into an existing layer; ``ApplyDiff``.
+
+        Its recorded digests and tar-split become the archive's. The layers stay locked until the
+        archive was read to its end.
+
+        Returns:
+            the sum of the sizes of the archive's files in bytes.
+
+        Raises:
+            LayerUnknown, MalformedArchive, HostileArchive (the layer then has part of the archive)
+        """
+        with self.transaction(layers="w") as tx, ExitStack() as undo:
+            layer, size = self._fill(tx.layers.existing(key), archive, DEFAULT_LAYER, undo)
+            tx.layers.put(layer)
+            tx.layers.flush()
+            undo.pop_all()
+        return size
+
+    def _fill(
+        self, layer: Layer, archive: BinaryIO, options: LayerOptions, undo: ExitStack
+    ) -> tuple[Layer, int]:
+        with self._tar_split(layer.id, undo) as lines:
+            applied = self.driver.apply_diff(layer.id, archive, mappings=layer.mappings, tar_split=lines)
+            _check_digests(applied, options)
+        self._sync(layer.id)
+        return (
+            replace(
+                layer,
+                compressed_digest=applied.compressed_digest,
+                compressed_size=applied.compressed_size,
+                diff_digest=applied.diff_digest,
+                diff_size=applied.diff_size,
+                compression=int(applied.compression),
+                uids=applied.uids,
+                gids=applied.gids,
+            ),
+            applied.content_size,
+        )
+
+    @contextmanager
+    def _tar_split(self, layer_id: str, undo: ExitStack) -> Iterator[BinaryIO]:
+        """A stream that becomes the layer's tar-split file when the block ends well."""
+        path = self.tar_split_path(layer_id)
+        temporary = path.with_name(f".tmp-{path.name}{os.urandom(4).hex()}")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with open(fd, "wb", buffering=0) as file:
+                with gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as packed:
+                    buffered = io.BufferedWriter(cast("io.RawIOBase", packed), 1 << 16)
+                    yield cast("BinaryIO", buffered)
+                    buffered.flush()
+                    buffered.detach()
+                os.fdatasync(file.fileno())
+            os.rename(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        undo.callback(path.unlink, missing_ok=True)
+
+    def _sync(self, layer_id: str) -> None:
+        """Wait until the layer's content is on the disk, before a record says that it is there."""
+        with self.driver.mounted(layer_id) as path:
+            durable.sync_filesystem(path)
+
+    def _add_big_data(self, layer: Layer, items: Iterable[BigData], undo: ExitStack) -> Layer:
+        directory = self.table_directory("layers") / layer.id
+        for item in items:
+            undo.callback(durable.remove_tree, directory)
+            bigdata.write(directory, item.key, item.data)
+            layer = replace(layer, big_data_names=dedupe([*layer.big_data_names, item.key]))
+        return layer
+
+    # -- images ----------------------------------------------------------------------------------
+
+    def create_image(
+        self,
+        *,
+        id: str | None = None,
+        names: Iterable[str] = (),
+        layer: str = "",
+        metadata: str = "",
+        options: ImageOptions = DEFAULT_IMAGE,
+    ) -> Image:
+        """Make an image record with its big data in one step; ``CreateImage``.
+
+        Args:
+            layer: ID or name of the top layer; empty for an image without content.
+
+        Raises:
+            BadID, DuplicateID, DuplicateName, LayerUnknown, BadBigDataKey, BadValue, LockTimeout
+        """
+        codec.parse_time(options.created or codec.now())
+        image = Image(
+            id=new_id() if not id else check_id(id),
+            names=dedupe(names),
+            names_history=dedupe(options.names_history),
+            digest=options.digest,
+            metadata=metadata,
+            created=options.created or codec.now(),
+            flags=dict(options.flags),
+        )
+        items = [BigData(*item) for item in options.big_data]
+        for item in items:
+            bigdata.file_name(item.key)
+        with self.transaction(layers="r", images="w") as tx, ExitStack() as undo:
+            if layer:
+                image = replace(image, layer=self._top_layer(tx, layer))
+            if tx.images.get(image.id) is not None:
+                raise DuplicateID(f"the image ID {image.id} is already in use")
+            tx.images.check_names(image.names)
+            directory = self.table_directory("images") / image.id
+            for item in items:
+                undo.callback(durable.remove_tree, directory)
+                bigdata.write(directory, item.key, item.data)
+                image = with_image_data(image, item.key, item.data, item.digest)
+            tx.images.add(image)
+            tx.images.flush()
+            undo.pop_all()
+        return image
+
+    def _top_layer(self, tx: Transaction, key: str) -> str:
+        found = tx.layers.view.resolve(key)
+        return found.id if found is not None and not found.incomplete else self.layer(key).id
+
+    # -- containers ------------------------------------------------------------------------------
+
+    def create_container(
+        self,
+        *,
+        id: str | None = None,
+        names: Iterable[str] = (),
+        image: str = "",
+        layer: str = "",
+        metadata: str = "",
+        options: ContainerOptions = DEFAULT_CONTAINER,
+    ) -> Container:
+        """Make a container: a writable layer over an image's, or an empty one; ``CreateContainer``.
+
+        Args:
+            image: ID or name; empty for a container without an image.
+            layer: ID of the layer to be made; random when empty.
+
+        Raises:
+            BadID, DuplicateID, DuplicateName, ImageUnknown, LayerUnknown, InvalidMappings,
+            NoAvailableIDs, BadValue, LockTimeout, OSError
+        """
+        if bool(options.mount_label) != bool(options.process_label):
+            raise BadValue("a mount label and a process label go together: give both or neither")
+        container_id = new_id() if not id else check_id(id)
+        layer_id = new_id() if not layer else check_id(layer)
+        names = dedupe(names)
+        with ExitStack() as stack:
+            if options.uidmap or options.gidmap or options.auto_userns is not None:
+                stack.enter_context(self.userns_lock.writing(self.options.lock_timeout))
+            tx = stack.enter_context(self.transaction(layers="w", images="w", containers="w"))
+            undo = stack.enter_context(ExitStack())
+            if tx.containers.get(container_id) is not None:
+                raise DuplicateID(f"the container ID {container_id} is already in use")
+            tx.containers.check_names(names)
+            made_from = self._image_for_container(tx, image) if image else None
+            options = self.settle_mappings(tx, options, made_from)
+            top = self._content_of(tx, made_from, options)
+            made = self._container_layer(tx, undo, layer_id, top, options)
+            container = Container(
+                id=container_id,
+                names=names,
+                image=made_from.id if made_from else "",
+                layer=made.id,
+                metadata=metadata,
+                created=codec.now(),
+                uidmap=options.uidmap,
+                gidmap=options.gidmap,
+                flags=container_flags(options),
+            )
+            container = self._container_data(container, options.big_data, undo)
+            tx.layers.add(made)
+            tx.layers.flush()
+            undo.callback(self._forget_layer, tx.layers, made.id)
+            tx.containers.add(container)
+            tx.containers.flush()
+            undo.pop_all()
+        return container
+
+    def _forget_layer(self, draft: LayerDraft, layer_id: str) -> None:
+        draft.remove(layer_id)
+        draft.flush()
+
+    def _image_for_container(self, tx: Transaction, key: str) -> Image:
+        image = tx.images.view.resolve(key)
+        if image is None:
+            try:
+                return self.image(key)
+            except ImageUnknown:
+                raise ImageUnknown(f"no image is called {key!r}, so no container can be made") from None
+        return image
+
+    def _content_of(self, tx: Transaction, image: Image | None, options: ContainerOptions) -> Layer | None:
+        """The layer a container starts as a copy of."""
+        if image is None or not image.layer:
+            return None
+        return self.image_layer_for(tx, image, options)
+
+    def _container_layer(
+        self, tx: Transaction, undo: ExitStack, layer_id: str, top: Layer | None, options: ContainerOptions
+    ) -> Layer:
+        mappings = self.layer_mappings(options, top)
+        layer = Layer(
+            id=layer_id,
+            names=dedupe(options.layer_names),
+            parent=top.id if top is not None else "",
+            mount_label=options.mount_label,
+            created=codec.now(),
+        )
+        how = LayerOptions(storage_opts=options.storage_opts)
+        return self.grow_layer(tx.layers, undo, layer, top, mappings, True, how)
+
+    def _container_data(self, container: Container, items: Iterable[BigData], undo: ExitStack) -> Container:
+        directory = self.table_directory("containers") / container.id
+        for item in items:
+            undo.callback(durable.remove_tree, directory)
+            bigdata.write(directory, item.key, item.data)
+            container = with_container_data(container, item.key, item.data, item.digest)
+        return container
+
+
+def _check_digests(applied: Applied, options: LayerOptions) -> None:
+    for wanted, actual, what in (
+        (options.original_digest, applied.compressed_digest, "archive"),
+        (options.uncompressed_digest, applied.diff_digest, "uncompressed archive"),
+    ):
+        if wanted and wanted != actual:
+            raise BadValue(f"the {what} has the digest {actual}, not {wanted}")
+
+
+def container_flags(options: ContainerOptions) -> dict[str, object]:
+    """The flags of a new container's record (FORMAT 2.3)."""
+    flags: dict[str, object] = dict(options.flags)
+    flags["MountLabel"] = options.mount_label
+    flags["ProcessLabel"] = options.process_label
+    if options.volatile:
+        flags["Volatile"] = True
+    if options.mount_options:
+        flags["MountOpts"] = list(options.mount_options)
+    return flags
+
+
+def with_image_data(image: Image, key: str, data: bytes, digest: str = "") -> Image:
+    """``image`` with item ``key`` of that content recorded.
+
+    Raises:
+        DigestUnknown: a signed schema 1 manifest is malformed.
+    """
+    is_manifest = key.startswith(bigdata.MANIFEST)
+    if not digest:
+        digest = bigdata.manifest_digest(data) if is_manifest else bigdata.digest_of(data)
+    changed = replace(
+        image,
+        big_data_names=dedupe([*image.big_data_names, key]),
+        big_data_sizes={**image.big_data_sizes, key: len(data)},
+        big_data_digests={**image.big_data_digests, key: digest},
+    )
+    if is_manifest and not changed.digest:
+        changed = replace(changed, digest=digest)
+    return changed
+
+
+def with_container_data(container: Container, key: str, data: bytes, digest: str = "") -> Container:
+    """``container`` with item ``key`` of that content recorded."""
+    return replace(
+        container,
+        big_data_names=dedupe([*container.big_data_names, key]),
+        big_data_sizes={**container.big_data_sizes, key: len(data)},
+        big_data_digests={**container.big_data_digests, key: digest or bigdata.digest_of(data)},
+    )

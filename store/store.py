@@ -1,0 +1,37 @@
+"""The store's whole API in one class."""
+
+from __future__ import annotations
+
+from store.creation import Creations
+from store.deletion import Deletions
+from store.diffs import Diffs
+from store.options import (
+    AutoUserNs,
+    BigData,
+    ContainerOptions,
+    ImageOptions,
+    LayerOptions,
+)
+
+__all__ = ["AutoUserNs", "BigData", "ContainerOptions", "ImageOptions", "LayerOptions", "Store"]
+
+
+class Store(Creations, Deletions, Diffs):
+    """A containers/storage store: layers, images and containers over one graph driver.
+
+    Method by method the ``Store`` interface of containers/storage (``store/README.md`` maps the names).
+    Every method is a whole transaction: it takes the locks it needs, and either everything it does is
+    saved or nothing. No lock is held between calls. Safe to use from several threads.
+
+    ::
+
+        with Store(StoreOptions(graphroot="/srv/g", runroot="/run/g", driver="btrfs")) as store:
+            layer, size = store.put_layer(open("rootfs.tar", "rb"))
+            image = store.create_image(names=["localhost/web:1"], layer=layer.id)
+            container = store.create_container(names=["web"], image=image.id)
+            store.delete_container(container.id)
+
+    Besides the errors each method names, any may raise :class:`~store.errors.LockTimeout`,
+    :class:`~store.errors.StoreReadOnly` (those that write), :class:`~store.errors.BadRecord` (a table that
+    cannot be parsed), and ``OSError``.
+    """
