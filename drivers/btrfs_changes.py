@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from drivers import btrfs_ioctl, btrfs_tree, pruned
 from drivers.btrfs_lineage import Origins, generation_parted
 from drivers.btrfs_names import Namespace
+from drivers.btrfs_removal import destroy_tree
 from drivers.btrfs_send import MalformedStream, sent_commands
 from drivers.changes import SAME_OWNERS, Entry, Owners, changes_size, directory, tree_changes
 from drivers.naive import NaiveDiff
@@ -165,10 +166,6 @@ class BtrfsChanges(NaiveDiff):
     def scratch_path(self) -> Path:
         """A place for a temporary copy that no one else uses."""
 
-    @abstractmethod
-    def destroy_tree(self, path: Path) -> None:
-        """Destroy a subvolume."""
-
     @cached_property
     def origins(self) -> Origins:
         """Where the past of replaced subvolumes is written down."""
@@ -255,7 +252,7 @@ class BtrfsChanges(NaiveDiff):
     def _discard_copy(self, copy: Path) -> None:
         try:
             with self.quotas.removing(copy):
-                self.destroy_tree(copy)
+                destroy_tree(copy)
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.EACCES, errno.EBUSY):
                 raise
