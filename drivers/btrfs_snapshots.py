@@ -44,6 +44,7 @@ class BtrfsSnapshots(Snapshots):
         btrfs_ioctl.snapshot(source, copy.parent, copy.name)
         try:
             self._driver.quotas.reapply(layer_id, copy)
+            self._remember(target, source)
             syscalls.renameat2(copy, target, syscalls.RENAME_EXCHANGE)
         finally:
             with self._driver.quotas.removing(copy):
@@ -51,7 +52,9 @@ class BtrfsSnapshots(Snapshots):
 
     def create_layer(self, key: str, layer_id: str, creation: Creation = DEFAULT_CREATION) -> None:
         """Make the new layer ``layer_id`` a writable copy of snapshot ``key``."""
-        self._driver.create_from_path(layer_id, self.path(key), creation)
+        source = self.path(key)
+        self._driver.create_from_path(layer_id, source, creation)
+        self._remember(source)
 
     def remove(self, key: str) -> None:
         """Delete a snapshot, and the directory that held it when it was the last there."""
@@ -68,6 +71,7 @@ class BtrfsSnapshots(Snapshots):
         if source.parent != target.parent:
             # The kernel refuses to move a read-only subvolume to another directory.
             self._copy(source, target, new_key)
+            self._remember(source)
             self.remove(key)
             return
         try:
@@ -125,6 +129,11 @@ class BtrfsSnapshots(Snapshots):
                 if error.errno == errno.EEXIST:
                     raise SnapshotExists(f"snapshot {key} exists") from error
                 raise
+
+    def _remember(self, *subvolumes: Path) -> None:
+        """Keep the descent of subvolumes that may be gone while copies of them are not."""
+        for subvolume in subvolumes:
+            self._driver.origins.remember(btrfs_ioctl.subvolume_info(subvolume))
 
     def _prune(self, directory: Path) -> None:
         if directory == self._root:
