@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator, Mapping
 
+STATE_FILE = "fsd/state.db"
+"""Below the graphroot (DESIGN 7)."""
 VIEW_NUMBERS = 2**21
 """View numbers are 1 up to this, exclusive: they share a 64-bit inode number with a file's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotRow:
+class Snapshot:
     """What is known of one snapshot; the columns of table ``snapshots``."""
 
     container_id: str
@@ -81,7 +83,7 @@ class State:
     @property
     def epoch(self) -> int:
         """Grows whenever rows may have been lost, so that they are to be derived again."""
-        return self._db.epoch
+        return self._db.epoch()
 
     def close(self) -> None:
         """Close the file; a later call opens it again."""
@@ -89,25 +91,26 @@ class State:
 
     # -- snapshots -----------------------------------------------------------------------------
 
-    def snapshots(self, container_id: str | None = None) -> list[SnapshotRow]:
+    def snapshots(self, container_id: str | None = None) -> list[Snapshot]:
         """The snapshots of one container, or of all, oldest first."""
         where, values = ("WHERE container_id = ?", [container_id]) if container_id else ("", [])
         query = f"SELECT * FROM snapshots {where} ORDER BY created_ns, container_id, name"
         return [_snapshot(row) for row in self._rows(query, values)]
 
-    def snapshot(self, container_id: str, name: str) -> SnapshotRow | None:
+    def snapshot(self, container_id: str, name: str) -> Snapshot | None:
         """One snapshot, or ``None``."""
         query = "SELECT * FROM snapshots WHERE container_id = ? AND name = ?"
         rows = self._rows(query, [container_id, name])
         return _snapshot(rows[0]) if rows else None
 
-    def put_snapshot(self, row: SnapshotRow) -> None:
-        """Add a snapshot, or replace what is known of it."""
-        columns = tuple(SnapshotRow.__dataclass_fields__)
+    def put_snapshot(self, row: Snapshot, *, durable: bool = False) -> None:
+        """Add a snapshot, or replace what is known of it; ``durable`` as in :meth:`begin`."""
+        columns = tuple(Snapshot.__dataclass_fields__)
         marks = ", ".join("?" * len(columns))
         self._execute(
             f"INSERT OR REPLACE INTO snapshots ({', '.join(columns)}) VALUES ({marks})",
             [getattr(row, column) for column in columns],
+            durable=durable,
         )
 
     def drop_snapshot(self, container_id: str, name: str) -> None:
@@ -226,13 +229,13 @@ class State:
 
         return self._db.read(fetch)
 
-    def _execute(self, statement: str, values: list[Any]) -> None:
-        self._db.write(lambda connection: connection.execute(statement, values))
+    def _execute(self, statement: str, values: list[Any], *, durable: bool = False) -> None:
+        self._db.write(lambda connection: connection.execute(statement, values), durable=durable)
 
 
-def _snapshot(row: sqlite3.Row) -> SnapshotRow:
+def _snapshot(row: sqlite3.Row) -> Snapshot:
     values = dict(row)
-    return SnapshotRow(**values | {"pinned": bool(values["pinned"]), "named": bool(values["named"])})
+    return Snapshot(**values | {"pinned": bool(values["pinned"]), "named": bool(values["named"])})
 
 
 def _intent(row: sqlite3.Row) -> Intent:

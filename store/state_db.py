@@ -33,16 +33,11 @@ SIDE_FILES = ("-wal", "-shm")
 
 
 class Database:
-    """A pool of connections to ``path``.
-
-    Attributes:
-        epoch: grows whenever the content was lost (file new, deleted, or moved aside), so that
-            whoever derives rows from elsewhere knows when to derive them again.
-    """
+    """A pool of connections to ``path``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.epoch = 0
+        self._epoch = 0
         self._guard = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
         self._file: _File | None = None
@@ -63,6 +58,15 @@ class Database:
     def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run ``work`` on one consistent state; waits for no writer. Raises as :meth:`write`."""
         return self._run(work, "BEGIN DEFERRED")
+
+    def epoch(self) -> int:
+        """A number that grows whenever the content was lost: file new, deleted, or moved aside.
+
+        Whoever derives rows from elsewhere learns from it when to derive them again. Raises as
+        :meth:`write`.
+        """
+        self.read(lambda _: None)
+        return self._epoch
 
     def close(self) -> None:
         """Close every idle connection; the next use opens new ones."""
@@ -138,7 +142,7 @@ class Database:
             connection = self._prepared()
         self._idle.append(connection)
         self._file = _identity(self.path)
-        self.epoch += 1
+        self._epoch += 1
 
     def _prepared(self) -> sqlite3.Connection:
         connection = _connect(self.path)

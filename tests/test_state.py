@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from store import state_db
-from store.state import VIEW_NUMBERS, BurstTimes, Size, SnapshotRow, State
+from store.state import VIEW_NUMBERS, BurstTimes, Size, Snapshot, State
 from store.state_schema import MIGRATIONS
 
 
@@ -26,8 +26,8 @@ def state(tmp_path: Path):
     state.close()
 
 
-def row(name: str, created_ns: int = 1, **more: object) -> SnapshotRow:
-    return SnapshotRow(container_id="c1", name=name, created_ns=created_ns, reason="manual", **more)  # type: ignore[arg-type]
+def row(name: str, created_ns: int = 1, **more: object) -> Snapshot:
+    return Snapshot(container_id="c1", name=name, created_ns=created_ns, reason="manual", **more)  # type: ignore[arg-type]
 
 
 def run_python(code: str, *args: object) -> subprocess.CompletedProcess[str]:

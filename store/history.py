@@ -1,0 +1,361 @@
+"""Snapshots of containers: taking, listing, renaming, removing, and going back to one.
+
+A snapshot is a read-only copy of a container's layer that the graph driver keeps under the key
+``<container id>/<name>``; when, why and whether it is pinned is in :class:`~store.state.State`
+(:mod:`store.snapshots` keeps the two together). Operations of several steps are recorded in the
+state's intent journal first; :meth:`History.recover` ends those that a dead process left.
+
+A container that another tool deleted leaves its snapshots as an orphan, until somebody reaps it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import defaultdict, deque
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+from store import retention
+from store.errors import ContainerUnknown, InUse, Pinned, SnapshotUnknown
+from store.fill import FILL, end_fill
+from store.holders import Holder, holders
+from store.snapshots import RENAME, SnapshotTable, check_snapshot_name
+from store.state import STATE_FILE, Intent, Snapshot, State
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from store.records import Container
+    from store.store import Store
+
+__all__ = ["History", "Orphan", "Snapshot", "check_snapshot_name"]
+
+Reason = Literal["manual", "write", "timer", "pre-rollback", "found"]
+"""Why a snapshot exists; ``found``: on disk without a row, so nobody knows any more."""
+
+ROLLBACK, DELETE = "rollback", "delete-container"
+HOLDERS_NAMED = 3
+"""How many holders the text of :class:`InUse` lists."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Orphan:
+    """Snapshots whose container is gone; ``container_id`` is the full ID it had."""
+
+    container_id: str
+    snapshots: tuple[Snapshot, ...]
+
+
+class History:
+    """The snapshots of one store's containers. Safe to use from any thread.
+
+    Args:
+        state: the store's state; opened at ``<graphroot>/fsd/state.db`` when not given.
+
+    ``container`` arguments are whatever :meth:`Store.container` resolves; where a container may be
+    gone, the full ID it had will do. Every method may raise ``drivers.errors.NotSupported`` when
+    the driver keeps no snapshots (:attr:`supported`), and ``OSError``.
+    """
+
+    def __init__(self, store: Store, state: State | None = None) -> None:
+        self.store = store
+        self.state = state or State(store.graphroot / STATE_FILE)
+        self._guard = threading.Lock()
+        self._locks: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
+        self._deleted_ns: deque[int] = deque(maxlen=1000)
+        self.recover()
+
+    @property
+    def supported(self) -> bool:
+        """Whether the store's driver keeps snapshots."""
+        return self.store.driver.capabilities.snapshots
+
+    @cached_property
+    def table(self) -> SnapshotTable:
+        """The copies and what is known of them; ``NotSupported``."""
+        return SnapshotTable(self.store.driver.snapshots(), self.state)
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def list(self, container: str) -> tuple[Snapshot, ...]:
+        """A container's snapshots, oldest first; ``ContainerUnknown``."""
+        return tuple(self.table.all(self._container_id(container)))
+
+    def get(self, container: str, name: str) -> Snapshot:
+        """One snapshot; ``ContainerUnknown``, ``SnapshotUnknown``."""
+        return self.table.known(self._container_id(container), name)
+
+    def path(self, container: str, name: str) -> Path:
+        """The directory of a snapshot's content; ``ContainerUnknown``, ``SnapshotUnknown``."""
+        return self.table.path(self._container_id(container), name)
+
+    def generation(self, container: str) -> int:
+        """A number that grows with every change of the container's rootfs; commits changes first."""
+        return self.table.copies.generation(self.store.container(container).layer)
+
+    def list_orphans(self) -> tuple[Orphan, ...]:
+        """Snapshots whose container is in no table any more, grouped by container."""
+        snapshots = self.table.all()
+        catalog = self.store.catalog()
+        grouped: defaultdict[str, list[Snapshot]] = defaultdict(list)
+        for snapshot in snapshots:
+            if catalog.container(snapshot.container_id) is None:
+                grouped[snapshot.container_id].append(snapshot)
+        return tuple(Orphan(container_id=key, snapshots=tuple(grouped[key])) for key in sorted(grouped))
+
+    # -- one snapshot --------------------------------------------------------------------------
+
+    def take(
+        self,
+        container: str,
+        name: str | None = None,
+        reason: Reason = "manual",
+        generation: int | None = None,
+    ) -> Snapshot:
+        """Snapshot a container as it is now.
+
+        Args:
+            name: chosen by a person; without it the time becomes the name (``20260815T143000Z``),
+                and retention may remove the snapshot later.
+            generation: the layer's generation, if the caller just asked for it.
+
+        Raises:
+            ContainerUnknown, SnapshotExists, BadName
+        """
+        if name is not None:
+            check_snapshot_name(name)
+        found = self.store.container(container)
+        with self._locked(found.id):
+            return self._take(found, name, reason, generation)
+
+    def remove(self, container: str, name: str) -> None:
+        """Delete a snapshot; ``ContainerUnknown``, ``SnapshotUnknown``, ``Pinned``."""
+        container_id = self._container_id(container)
+        with self._locked(container_id):
+            snapshot = self.table.known(container_id, name)
+            _refuse_if_pinned(container_id, [snapshot])
+            self.table.drop(snapshot)
+
+    def rename(self, container: str, old: str, new: str) -> Snapshot:
+        """Give a snapshot another name, which retention then respects.
+
+        Raises:
+            ContainerUnknown, SnapshotUnknown, SnapshotExists, BadName
+        """
+        check_snapshot_name(new)
+        container_id = self._container_id(container)
+        with self._locked(container_id):
+            return self.table.move(self.table.known(container_id, old), new)
+
+    def pin(self, container: str, name: str, pinned: bool = True) -> Snapshot:
+        """Protect a snapshot from removal, or stop protecting it; ``SnapshotUnknown``."""
+        container_id = self._container_id(container)
+        with self._locked(container_id):
+            snapshot = replace(self.table.known(container_id, name), pinned=pinned)
+            self.state.put_snapshot(snapshot, durable=True)
+            return snapshot
+
+    # -- whole containers ----------------------------------------------------------------------
+
+    def rollback(self, container: str, name: str) -> Snapshot:
+        """Make a container's rootfs a writable copy of snapshot ``name``, in one step.
+
+        Returns:
+            the snapshot ``pre-rollback-<time>`` that keeps the state before.
+
+        Raises:
+            ContainerUnknown, SnapshotUnknown
+            InUse: the container is mounted, or a process other than this one is at work in its
+                rootfs; nothing was changed.
+        """
+        found = self.store.container(container)
+        with self._locked(found.id):
+            snapshot = self.table.known(found.id, name)
+            at_work = holders(self.store.driver.get(found.layer))
+            before = self.table.free_name(found.id, "pre-rollback-")
+            details = {"container": found.id, "before": before}
+            with self.store.transaction(layers="w") as tables:
+                _refuse_if_held(found, tables.layers.mounts.view.count(found.layer), at_work)
+                with self.state.intent(ROLLBACK, details):
+                    return self._restore(found, snapshot, before)
+
+    def delete_container(self, container: str) -> None:
+        """Delete a container and its snapshots.
+
+        Raises:
+            ContainerUnknown; Pinned: a snapshot of it is; what Store.delete_container raises
+            InUse: the container is mounted, or a process other than this one is at work in its
+                rootfs; btrfs itself would let both lose their files.
+        """
+        found = self.store.container(container)
+        with self._locked(found.id):
+            _refuse_if_pinned(found.id, self.table.all(found.id) if self.supported else [])
+            at_work = holders(self.store.driver.path_of(found.layer))
+            _refuse_if_held(found, self.store.catalog().mount_count(found.layer), at_work)
+            with self.state.intent(DELETE, {"container": found.id}):
+                self.store.delete_container(found.id)
+                self._forget(found.id)
+
+    def reap(self, container_id: str) -> None:
+        """Delete an orphan's snapshots.
+
+        Raises:
+            SnapshotUnknown: no such orphan; InUse: the container exists; Pinned
+        """
+        if self.store.catalog().container(container_id) is not None:
+            raise InUse(f"container {container_id[:12]} exists, so its snapshots are no orphan")
+        with self._locked(container_id):
+            snapshots = self.table.all(container_id)
+            if not snapshots:
+                raise SnapshotUnknown(f"there are no snapshots of a container {container_id!r:.80}")
+            _refuse_if_pinned(container_id, snapshots)
+            self._forget(container_id)
+
+    # -- retention -----------------------------------------------------------------------------
+
+    def expire(
+        self, *, now_ns: int | None = None, policy: retention.Policy = retention.DEFAULT_POLICY
+    ) -> tuple[retention.Deletion, ...]:
+        """Delete what retention lets go now, as far as its pace allows; returns what was deleted."""
+        now = time.time_ns() if now_ns is None else now_ns
+        planned = retention.plan(
+            [_candidate(s) for s in self.table.all()],
+            now_ns=now,
+            free=self.free_space(),
+            recent_ns=tuple(self._deleted_ns),
+            policy=policy,
+        )
+        return tuple(deletion for deletion in planned if self._expire_one(deletion, now))
+
+    def free_space(self) -> float:
+        """The fraction of the filesystem below the graphroot that is free to use."""
+        info = os.statvfs(self.store.graphroot)
+        return info.f_bavail / info.f_blocks if info.f_blocks else 1.0
+
+    def _expire_one(self, deletion: retention.Deletion, now_ns: int) -> bool:
+        """Delete one snapshot unless it was pinned, renamed or removed meanwhile."""
+        candidate = deletion.snapshot
+        with self._locked(candidate.container_id):
+            snapshot = self.state.snapshot(candidate.container_id, candidate.name)
+            if snapshot is None or _candidate(snapshot) != candidate:
+                return False
+            self.table.drop(snapshot)
+        self._deleted_ns.append(now_ns)
+        return True
+
+    # -- after a crash -------------------------------------------------------------------------
+
+    def recover(self) -> None:
+        """End what processes that died had begun, and reconcile copies and rows. Runs when opened."""
+        ways: dict[str, Callable[[Intent], None]] = {
+            RENAME: self.table.end_rename,
+            ROLLBACK: self._end_rollback,
+            DELETE: self._end_delete,
+            FILL: lambda intent: end_fill(self.store, intent),
+        }
+        if self.supported:
+            self.table.reconcile()
+        for intent in self.state.pending():
+            if not intent.alive and intent.kind in ways:
+                ways[intent.kind](intent)
+                self.state.done(intent.id)
+
+    def _end_rollback(self, intent: Intent) -> None:
+        """The swap is one step. If it never came, the copy of the state before is not wanted.
+
+        The row of that copy was durable before the swap, so a copy without one means no swap.
+        """
+        container_id, before = str(intent.details["container"]), str(intent.details["before"])
+        row = self.state.snapshot(container_id, before)
+        try:
+            layer = self.store.container(container_id).layer
+        except ContainerUnknown:
+            return
+        if row and (row.reason == "found" or row.generation == self.table.copies.generation(layer)):
+            self.table.drop(row)
+
+    def _end_delete(self, intent: Intent) -> None:
+        container_id = str(intent.details["container"])
+        if self.store.catalog().container(container_id) is None:
+            self._forget(container_id)
+
+    # -- parts ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def _locked(self, container_id: str) -> Iterator[None]:
+        """One operation at a time on one container's history."""
+        with self._guard:
+            lock = self._locks[container_id]
+        with lock:
+            yield
+
+    def _container_id(self, container: str) -> str:
+        """The full ID of a container, or of one that is gone but has snapshots."""
+        try:
+            return self.store.container(container).id
+        except ContainerUnknown:
+            if self.table.all(container):
+                return container
+            raise
+
+    def _take(
+        self, container: Container, name: str | None, reason: Reason, generation: int | None = None
+    ) -> Snapshot:
+        if generation is None:
+            generation = self.table.copies.generation(container.layer)
+        automatic = name is None or reason == "pre-rollback"
+        snapshot = Snapshot(
+            container_id=container.id,
+            name=name or self.table.free_name(container.id),
+            created_ns=time.time_ns(),
+            reason=reason,
+            generation=generation,
+            named=not automatic,
+        )
+        return self.table.take(container.layer, snapshot, durable=reason == "pre-rollback")
+
+    def _restore(self, container: Container, snapshot: Snapshot, before: str) -> Snapshot:
+        kept = self._take(container, before, "pre-rollback")
+        try:
+            self.table.restore(snapshot, container.layer)
+        except BaseException:
+            self.table.drop(kept)
+            raise
+        return kept
+
+    def _forget(self, container_id: str) -> None:
+        for snapshot in self.table.all(container_id) if self.supported else ():
+            self.table.drop(snapshot)
+        self.state.forget_container(container_id)
+
+
+def _refuse_if_held(container: Container, mounts: int, at_work: list[Holder]) -> None:
+    if not mounts and not at_work:
+        return
+    who = [str(holder) for holder in at_work[:HOLDERS_NAMED]]
+    if len(at_work) > HOLDERS_NAMED:
+        who.append(f"{len(at_work) - HOLDERS_NAMED} more")
+    if mounts:
+        who.insert(0, f"a mount (count {mounts}: it runs, or was mounted by hand)")
+    label = container.names[0] if container.names else container.id[:12]
+    raise InUse(f"container {label} is in use: {', '.join(who)}; stop or unmount it, then try again")
+
+
+def _refuse_if_pinned(container_id: str, snapshots: list[Snapshot]) -> None:
+    pinned = ", ".join(s.name for s in snapshots if s.pinned)
+    if pinned:
+        raise Pinned(f"pinned snapshots of container {container_id[:12]}: {pinned}; unpin them first")
+
+
+def _candidate(snapshot: Snapshot) -> retention.Candidate:
+    return retention.Candidate(
+        container_id=snapshot.container_id,
+        name=snapshot.name,
+        created_ns=snapshot.created_ns,
+        exempt=snapshot.pinned or snapshot.named,
+    )

@@ -1,0 +1,193 @@
+"""A container's snapshots as pairs: the driver's copy on disk, and the state's row about it.
+
+The copies are the truth. Each step here changes the copy first and the row second, so that a crash
+between the two leaves a difference :meth:`SnapshotTable.reconcile` knows how to settle.
+"""
+
+from __future__ import annotations
+
+import calendar
+import os
+import re
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from drivers import errors as driver_errors
+from drivers.base import NAME_MAX
+from store.errors import BadName, SnapshotExists, SnapshotUnknown
+from store.state import Intent, Snapshot, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from drivers.base import Snapshots
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@+-]*")
+TIMESTAMP = "%Y%m%dT%H%M%SZ"
+AUTOMATIC_NAME = re.compile(r"(?:pre-rollback-)?(\d{8}T\d{6}Z)(?:_\d+)?")
+RENAME = "snapshot-rename"
+"""The kind of intent :meth:`SnapshotTable.move` records."""
+
+
+def check_snapshot_name(name: str) -> None:
+    """Raise :class:`BadName` unless ``name`` can name a snapshot."""
+    if not NAME.fullmatch(name):
+        raise BadName(
+            f"{name!r:.80} cannot name a snapshot: use letters, digits and _ . : @ + -, "
+            "with a letter or digit first"
+        )
+    if len(name) > NAME_MAX:
+        raise BadName(f"snapshot name {name[:32]!r}… has {len(name)} bytes, {NAME_MAX} are possible")
+
+
+class SnapshotTable:
+    """Copies and rows of one store; ``container_id`` is always a full ID.
+
+    The caller keeps two operations on one container from running at once.
+    """
+
+    def __init__(self, copies: Snapshots, state: State) -> None:
+        self.copies = copies
+        self.state = state
+        self._epoch = 0
+
+    def all(self, container_id: str | None = None) -> list[Snapshot]:
+        """Snapshots of one container, or of all, oldest first."""
+        self.refresh()
+        return self.state.snapshots(container_id)
+
+    def known(self, container_id: str, name: str) -> Snapshot:
+        """One snapshot; ``SnapshotUnknown``."""
+        self.refresh()
+        snapshot = self.state.snapshot(container_id, name)
+        if snapshot is None:
+            raise SnapshotUnknown(f"container {container_id[:12]} has no snapshot {name!r:.80}")
+        return snapshot
+
+    def path(self, container_id: str, name: str) -> Path:
+        """Directory of a snapshot's content; ``SnapshotUnknown``."""
+        with _translated(container_id, name):
+            return self.copies.path(snapshot_key(container_id, name))
+
+    def free_name(self, container_id: str, prefix: str = "") -> str:
+        """``prefix`` and the time in UTC, with a number if there is a snapshot of that name."""
+        stamp = prefix + time.strftime(TIMESTAMP, time.gmtime())
+        name, number = stamp, 0
+        while self.copies.exists(snapshot_key(container_id, name)):
+            number += 1
+            name = f"{stamp}_{number}"
+        return name
+
+    def take(self, layer: str, snapshot: Snapshot, *, durable: bool = False) -> Snapshot:
+        """Copy ``layer``; ``durable`` has the row on disk at return. ``SnapshotExists``."""
+        self.refresh()
+        with _translated(snapshot.container_id, snapshot.name):
+            self.copies.take(layer, snapshot_key(snapshot.container_id, snapshot.name))
+        self.state.put_snapshot(snapshot, durable=durable)
+        return snapshot
+
+    def restore(self, snapshot: Snapshot, layer: str) -> None:
+        """Swap the content of ``layer`` for the snapshot's, in one step; ``SnapshotUnknown``."""
+        with _translated(snapshot.container_id, snapshot.name):
+            self.copies.restore(snapshot_key(snapshot.container_id, snapshot.name), layer)
+
+    def drop(self, snapshot: Snapshot) -> None:
+        """Delete a snapshot; nothing is left to do if its copy is gone."""
+        with suppress(driver_errors.SnapshotUnknown):
+            self.copies.remove(snapshot_key(snapshot.container_id, snapshot.name))
+        self.state.drop_snapshot(snapshot.container_id, snapshot.name)
+
+    def move(self, snapshot: Snapshot, new: str) -> Snapshot:
+        """Give a snapshot a name a person chose; ``SnapshotUnknown``, ``SnapshotExists``."""
+        container_id, old = snapshot.container_id, snapshot.name
+        details = {"container": container_id, "old": old, "new": new}
+        with self.state.intent(RENAME, details), _translated(container_id, old, new):
+            self.copies.rename(snapshot_key(container_id, old), snapshot_key(container_id, new))
+            return self._moved(snapshot, new)
+
+    # -- copies and rows that differ -----------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Reconcile if the state's content was lost since the last time."""
+        if self._epoch != self.state.epoch:
+            self.reconcile()
+
+    def reconcile(self) -> None:
+        """Drop rows that have no copy, add rows for copies that have none; renames under way are left."""
+        self._epoch = self.state.epoch
+        moving = {key for i in self.state.pending() if i.kind == RENAME for key in _rename_keys(i)}
+        keys = self.copies.keys()
+        on_disk = {key for key in keys if key.count("/") == 1} - moving
+        rows = {snapshot_key(s.container_id, s.name): s for s in self.state.snapshots()}
+        for key in rows.keys() - on_disk - moving:
+            if not self.copies.exists(key):  # it may be new since the disk was read
+                self.state.drop_snapshot(rows[key].container_id, rows[key].name)
+        for key in on_disk - rows.keys():
+            self._adopt(*key.split("/"))
+
+    def end_rename(self, intent: Intent) -> None:
+        """The driver's rename is one step, so either nothing happened or only the row lags."""
+        container_id = str(intent.details["container"])
+        old, new = (str(intent.details[k]) for k in ("old", "new"))
+        row = self.state.snapshot(container_id, old)
+        if row and not self.copies.exists(snapshot_key(container_id, old)):
+            if self.copies.exists(snapshot_key(container_id, new)):
+                self._moved(row, new)
+            else:
+                self.state.drop_snapshot(container_id, old)
+
+    def _adopt(self, container_id: str, name: str) -> None:
+        """Make a row for a copy; its time comes from its name, else from its directory."""
+        match = AUTOMATIC_NAME.fullmatch(name)
+        created = _stamp_ns(match[1]) if match else None
+        try:
+            changed_ns = os.stat(self.copies.path(snapshot_key(container_id, name))).st_ctime_ns
+        except (FileNotFoundError, driver_errors.SnapshotUnknown):
+            return
+        self.state.put_snapshot(
+            Snapshot(
+                container_id=container_id,
+                name=name,
+                created_ns=changed_ns if created is None else created,
+                reason="found",
+                named=match is None,
+            )
+        )
+
+    def _moved(self, snapshot: Snapshot, new: str) -> Snapshot:
+        moved = replace(snapshot, name=new, named=True)
+        self.state.put_snapshot(moved)
+        self.state.drop_snapshot(snapshot.container_id, snapshot.name)
+        return moved
+
+
+def snapshot_key(container_id: str, name: str) -> str:
+    """The driver's key of a container's snapshot."""
+    return f"{container_id}/{name}"
+
+
+def _rename_keys(intent: Intent) -> tuple[str, str]:
+    container_id, old, new = (str(intent.details[k]) for k in ("container", "old", "new"))
+    return snapshot_key(container_id, old), snapshot_key(container_id, new)
+
+
+def _stamp_ns(stamp: str) -> int | None:
+    try:
+        return calendar.timegm(time.strptime(stamp, TIMESTAMP)) * 1_000_000_000
+    except ValueError:
+        return None
+
+
+@contextmanager
+def _translated(container_id: str, name: str, new: str = "") -> Iterator[None]:
+    """The driver's words about a key become the store's about a container's snapshot."""
+    short = container_id[:12]
+    try:
+        yield
+    except driver_errors.SnapshotUnknown:
+        raise SnapshotUnknown(f"container {short} has no snapshot {name!r:.80}") from None
+    except driver_errors.SnapshotExists:
+        raise SnapshotExists(f"container {short} already has a snapshot {new or name!r:.80}") from None

@@ -1,0 +1,410 @@
+"""Snapshots of containers on a real btrfs store, through crashes, loss of state and other tools."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from store.config import StoreOptions
+from store.errors import (
+    BadName,
+    ContainerUnknown,
+    InUse,
+    Pinned,
+    SnapshotExists,
+    SnapshotUnknown,
+)
+from store.history import History
+from store.retention import DAY, Policy
+from store.store import Store
+from tests.support.crash import crash
+
+if TYPE_CHECKING:
+    from store.records import Container
+
+AUTOMATIC = re.compile(r"\d{8}T\d{6}Z(_\d+)?")
+NOTHING_KEPT = Policy(keep_last=0, keep_hourly=0, keep_daily=0, minimum_age=0.0)
+
+
+@pytest.fixture
+def store(store_dirs):
+    options = StoreOptions(
+        graphroot=str(store_dirs.graphroot), runroot=str(store_dirs.runroot), driver="btrfs"
+    )
+    with Store(options) as store:
+        yield store
+
+
+@pytest.fixture
+def history(store):
+    history = History(store)
+    with closing(history.state):
+        yield history
+
+
+@pytest.fixture
+def web(store) -> Container:
+    container = store.create_container(names=["web"])
+    (rootfs(store, container) / "file").write_text("one")
+    return container
+
+
+def rootfs(store: Store, container: Container) -> Path:
+    return store.driver.get(store.container(container.id).layer)
+
+
+def names(history: History, container: str = "web") -> list[str]:
+    return [snapshot.name for snapshot in history.list(container)]
+
+
+def reopened(store: Store) -> History:
+    return History(store)
+
+
+# -- one snapshot ----------------------------------------------------------------------------------
+
+
+def test_a_snapshot_keeps_the_state_while_the_container_goes_on(store, history, web) -> None:
+    before = time.time_ns()
+    taken = history.take("web", "first")
+    (rootfs(store, web) / "file").write_text("two")
+    assert (history.path("web", "first") / "file").read_text() == "one"
+    assert (taken.container_id, taken.name, taken.reason, taken.named) == (web.id, "first", "manual", True)
+    assert before <= taken.created_ns <= time.time_ns()
+    assert history.list(web.id) == (taken,)
+    assert history.get("web", "first") == taken
+    with pytest.raises(OSError, match="Read-only"):
+        (history.path("web", "first") / "file").write_text("three")
+
+
+def test_automatic_names_are_times_and_never_clash(history, web) -> None:
+    taken = [history.take("web", reason="write") for _ in range(4)]
+    assert len({s.name for s in taken}) == 4
+    assert all(AUTOMATIC.fullmatch(s.name) and not s.named for s in taken)
+
+
+def test_a_taken_name_is_refused_and_the_snapshot_stays(store, history, web) -> None:
+    history.take("web", "a")
+    (rootfs(store, web) / "file").write_text("two")
+    with pytest.raises(SnapshotExists, match="a"):
+        history.take("web", "a")
+    assert (history.path("web", "a") / "file").read_text() == "one"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-a", "a b", "x" * 256, "a\n", "ä", "_a"])
+def test_a_bad_name_is_refused(history, web, name) -> None:
+    with pytest.raises(BadName):
+        history.take("web", name)
+    assert names(history) == []
+
+
+def test_the_longest_name_and_every_allowed_character_work(history, web) -> None:
+    for name in ("x" * 255, "a_b.c:d@e+f-9", "0"):
+        history.take("web", name)
+    assert sorted(names(history)) == sorted(["x" * 255, "a_b.c:d@e+f-9", "0"])
+
+
+def test_an_unknown_container_or_snapshot_is_said_so(history, web) -> None:
+    with pytest.raises(ContainerUnknown):
+        history.take("nobody")
+    with pytest.raises(ContainerUnknown):
+        history.list("nobody")
+    for call in (history.get, history.path, history.remove, history.rollback, history.pin):
+        with pytest.raises(SnapshotUnknown, match="nothing"):
+            call("web", "nothing")
+    with pytest.raises(SnapshotUnknown):
+        history.rename("web", "nothing", "b")
+
+
+def test_a_removed_snapshot_is_gone_from_the_disk(history, web) -> None:
+    history.take("web", "a")
+    path = history.path("web", "a")
+    history.remove("web", "a")
+    assert not path.exists()
+    assert names(history) == []
+
+
+def test_a_pinned_snapshot_stays_until_unpinned(history, web) -> None:
+    history.take("web", "a")
+    assert history.pin("web", "a").pinned
+    with pytest.raises(Pinned, match="a"):
+        history.remove("web", "a")
+    with pytest.raises(Pinned, match="a"):
+        history.delete_container("web")
+    history.pin("web", "a", False)
+    history.remove("web", "a")
+    assert names(history) == []
+
+
+def test_a_renamed_snapshot_keeps_everything_but_its_name(history, web) -> None:
+    taken = history.take("web", reason="write")
+    renamed = history.rename("web", taken.name, "before-upgrade")
+    assert renamed.created_ns == taken.created_ns
+    assert renamed.reason == "write"
+    assert renamed.named
+    assert names(history) == ["before-upgrade"]
+    assert (history.path("web", "before-upgrade") / "file").read_text() == "one"
+    history.take("web", "other")
+    with pytest.raises(SnapshotExists, match="other"):
+        history.rename("web", "before-upgrade", "other")
+    with pytest.raises(BadName):
+        history.rename("web", "before-upgrade", "../x")
+    assert sorted(names(history)) == ["before-upgrade", "other"]
+
+
+def test_the_generation_moves_with_content_and_not_with_snapshots(store, history, web) -> None:
+    first = history.generation("web")
+    taken = history.take("web")
+    assert taken.generation == first == history.generation("web")
+    (rootfs(store, web) / "file").read_text()
+    assert history.generation("web") == first
+    (rootfs(store, web) / "file").write_text("two")
+    assert history.generation("web") > first
+
+
+# -- rollback --------------------------------------------------------------------------------------
+
+
+def test_rollback_brings_the_state_back_and_keeps_the_one_before(store, history, web) -> None:
+    history.take("web", "good")
+    (rootfs(store, web) / "file").write_text("broken")
+    (rootfs(store, web) / "more").mkdir()
+    before = history.rollback("web", "good")
+    assert os.listdir(rootfs(store, web)) == ["file"]
+    assert (rootfs(store, web) / "file").read_text() == "one"
+    (rootfs(store, web) / "file").write_text("writable again")
+    assert before.name.startswith("pre-rollback-")
+    assert (before.reason, before.named) == ("pre-rollback", False)
+    assert (history.path("web", before.name) / "file").read_text() == "broken"
+    assert (history.path("web", "good") / "file").read_text() == "one"
+    history.rollback("web", before.name)
+    assert (rootfs(store, web) / "file").read_text() == "broken"
+
+
+def test_rollback_of_a_mounted_container_is_refused_and_changes_nothing(store, history, web) -> None:
+    history.take("web", "good")
+    store.mount(web.id)
+    try:
+        with pytest.raises(InUse, match="count 1"):
+            history.rollback("web", "good")
+    finally:
+        store.unmount(web.id)
+    assert names(history) == ["good"]
+    history.rollback("web", "good")
+
+
+def test_rollback_under_a_working_process_is_refused_and_names_it(store, history, web) -> None:
+    history.take("web", "good")
+    (rootfs(store, web) / "file").write_text("two")
+    child = subprocess.Popen(["sleep", "60"], cwd=rootfs(store, web))
+    try:
+        with pytest.raises(InUse, match=rf"process {child.pid} \(sleep\) by its working directory"):
+            history.rollback("web", "good")
+    finally:
+        child.kill()
+        child.wait()
+    assert names(history) == ["good"]
+    assert (rootfs(store, web) / "file").read_text() == "two"
+
+
+def test_rollback_while_podman_runs_the_container_is_refused(store, history, podman, rootfs_tar) -> None:
+    podman("import", rootfs_tar, "base")
+    podman("create", "--name", "c", "base", "sleep", "60")
+    history.take("c", "good")
+    podman("start", "c")
+    try:
+        with pytest.raises(InUse, match=r"container c is in use: a mount \(count 1: .*sleep"):
+            history.rollback("c", "good")
+    finally:
+        podman("kill", "c")
+        podman("wait", "c", check=False)
+    podman("umount", "c", check=False)
+    history.rollback("c", "good")
+
+
+def test_a_rollback_that_fails_leaves_no_trace(store, history, web, monkeypatch) -> None:
+    history.take("web", "good")
+    (rootfs(store, web) / "file").write_text("two")
+
+    def fail(key: str, layer_id: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(history.table.copies, "restore", fail)
+    with pytest.raises(OSError, match="No space"):
+        history.rollback("web", "good")
+    assert names(history) == ["good"]
+    assert (rootfs(store, web) / "file").read_text() == "two"
+    assert history.state.pending() == []
+
+
+# -- containers that go ----------------------------------------------------------------------------
+
+
+def test_deleting_a_container_through_us_deletes_its_snapshots(store, history, web) -> None:
+    history.take("web", "a")
+    history.take("web", "b")
+    path = history.path("web", "a")
+    history.delete_container("web")
+    assert not path.exists()
+    assert history.list_orphans() == ()
+    with pytest.raises(ContainerUnknown):
+        store.container("web")
+    assert list(history.table.copies.keys()) == []
+
+
+def test_snapshots_of_a_container_another_tool_deleted_are_an_orphan(
+    store, history, web, containers_storage
+) -> None:
+    taken = history.take("web", "a")
+    history.pin("web", "a")
+    containers_storage("delete-container", web.id)
+    (orphan,) = history.list_orphans()
+    assert (orphan.container_id, [s.name for s in orphan.snapshots]) == (web.id, ["a"])
+    assert (history.path(web.id, "a") / "file").read_text() == "one"
+    assert history.list(web.id)[0].created_ns == taken.created_ns
+    with pytest.raises(Pinned):
+        history.reap(web.id)
+    history.pin(web.id, "a", False)
+    history.reap(web.id)
+    assert history.list_orphans() == ()
+    assert list(history.table.copies.keys()) == []
+    with pytest.raises(SnapshotUnknown):
+        history.reap(web.id)
+
+
+def test_a_container_that_exists_cannot_be_reaped(history, web) -> None:
+    history.take("web", "a")
+    with pytest.raises(InUse):
+        history.reap(web.id)
+    assert names(history) == ["a"]
+
+
+# -- loss of state ---------------------------------------------------------------------------------
+
+
+def test_without_the_state_file_snapshots_are_found_again(store, history, web) -> None:
+    history.take("web", "named")
+    automatic = history.take("web")
+    before = history.rollback("web", "named")
+    history.state.close()
+    for path in history.state.path.parent.glob("state.db*"):
+        path.unlink()
+    with closing(reopened(store).state) as state:
+        found = {s.name: s for s in state.snapshots(web.id)}
+    assert set(found) == {"named", automatic.name, before.name}
+    assert {s.reason for s in found.values()} == {"found"}
+    assert found["named"].named
+    assert not found[automatic.name].named
+    assert not found[before.name].named
+    assert abs(found[automatic.name].created_ns - automatic.created_ns) < 2_000_000_000
+    assert abs(found["named"].created_ns - automatic.created_ns) < 60_000_000_000
+
+
+def test_a_state_file_deleted_under_an_open_history_is_derived_again(history, web) -> None:
+    history.take("web", "a")
+    history.state.path.unlink()
+    assert names(history) == ["a"]
+    history.remove("web", "a")
+    assert names(history) == []
+
+
+def test_a_row_without_a_copy_is_dropped(store, history, web) -> None:
+    history.take("web", "a")
+    history.table.copies.remove(f"{web.id}/a")
+    with closing(reopened(store).state) as state:
+        assert state.snapshots() == []
+
+
+# -- crashes ---------------------------------------------------------------------------------------
+
+
+def test_a_crash_between_copy_and_row_leaves_a_snapshot_that_is_found(store, history, web) -> None:
+    crash(store, "before", "history.state.put_snapshot", "history.take('web', 'a')")
+    with closing(reopened(store).state) as state:
+        assert [s.name for s in state.snapshots(web.id)] == ["a"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_crash_in_a_rename_leaves_one_name_with_its_facts(store, history, web, when) -> None:
+    taken = history.take("web", "old", reason="timer")
+    crash(store, when, "history.table.copies.rename", "history.rename('web', 'old', 'new')")
+    with closing(reopened(store).state) as state:
+        (left,) = state.snapshots(web.id)
+        assert left.name == ("new" if when == "after" else "old")
+        assert (left.created_ns, left.reason) == (taken.created_ns, "timer")
+        assert state.pending() == []
+
+
+@pytest.mark.parametrize(
+    ("target", "when", "happened"),
+    [
+        ("history.table.copies.take", "before", False),
+        ("history.table.copies.take", "after", False),
+        ("history.table.copies.restore", "before", False),
+        ("history.table.copies.restore", "after", True),
+        ("history.state.done", "before", True),
+    ],
+)
+def test_a_crash_in_a_rollback_leaves_all_of_it_or_nothing(
+    store, history, web, target, when, happened
+) -> None:
+    history.take("web", "good")
+    (rootfs(store, web) / "file").write_text("two")
+    crash(store, when, target, "history.rollback('web', 'good')")
+    with closing(reopened(store).state) as state:
+        left = [s.name for s in state.snapshots(web.id)]
+        assert state.pending() == []
+    assert (rootfs(store, web) / "file").read_text() == ("one" if happened else "two")
+    assert len(left) == (2 if happened else 1)
+    if happened:
+        assert (history.path("web", left[1]) / "file").read_text() == "two"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_crash_while_deleting_a_container_leaves_all_of_it_or_nothing(store, history, web, when) -> None:
+    history.take("web", "a")
+    crash(store, when, "store.delete_container", "history.delete_container('web')")
+    with closing(reopened(store).state) as state:
+        assert state.pending() == []
+        assert len(state.snapshots()) == (1 if when == "before" else 0)
+    assert len(list(history.table.copies.keys())) == (1 if when == "before" else 0)
+
+
+def test_work_of_a_living_process_is_not_ended_for_it(store, history, web) -> None:
+    history.take("web", "a")
+    history.state.begin("delete-container", {"container": "0" * 64})
+    with closing(reopened(store).state) as state:
+        assert len(state.pending()) == 1
+
+
+# -- retention -------------------------------------------------------------------------------------
+
+
+def test_expire_deletes_automatic_snapshots_and_spares_named_and_pinned(history, web) -> None:
+    history.take("web", "named")
+    pinned = history.take("web")
+    history.pin("web", pinned.name)
+    doomed = history.take("web")
+    now = time.time_ns()
+    assert history.expire(now_ns=now, policy=Policy()) == ()
+    (gone,) = history.expire(now_ns=now, policy=NOTHING_KEPT)
+    assert gone.snapshot.name == doomed.name
+    assert set(names(history)) == {"named", pinned.name}
+
+
+def test_expire_keeps_the_pace_over_several_calls(history, web) -> None:
+    for _ in range(5):
+        history.take("web")
+    slow = Policy(keep_last=0, keep_hourly=0, keep_daily=0, minimum_age=0.0, deletions_per_minute=2)
+    now = time.time_ns()
+    assert len(history.expire(now_ns=now, policy=slow)) == 2
+    assert history.expire(now_ns=now + 1, policy=slow) == ()
+    assert len(history.expire(now_ns=now + DAY, policy=slow)) == 2
+    assert len(names(history)) == 1
