@@ -19,6 +19,8 @@ ffibuilder.cdef(
     """
     static int copy_tree(int source, int target, uint64_t counts[4], char *where, size_t where_size,
                          const char **what);
+    static int copy_entry_alone(int source, int target, const char *name, const char **what);
+    static int directory_has_types(int fd);
     static int remove_tree(int parent, const char *name);
     """
 )

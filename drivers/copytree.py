@@ -65,6 +65,28 @@ def _copy_open(source_fd: int, target_fd: int, source: Path) -> Copied:
     return Copied(files=files, directories=directories, hard_links=hard_links, size=size)
 
 
+def copy_entry(source: int, target: int, name: bytes) -> None:
+    """Copy one entry between two open directories: a file whole, a directory with nothing in it.
+
+    Raises:
+        OSError: ``FileNotFoundError``, ``FileExistsError``, …, with what failed and the name.
+    """
+    what = ffi.new("const char **")
+    result = lib.copy_entry_alone(source, target, name, what)
+    if result < 0:
+        action = ffi.string(what[0]).decode("ascii")
+        raise OSError(-result, f"{action}: {os.strerror(-result)}", os.fsdecode(name))
+
+
+def has_entry_types(directory: Path) -> bool:
+    """Whether the filesystem keeps entry types in directories (xfs ``ftype=1``), as overlayfs needs."""
+    fd = os.open(directory, _DIRECTORY)
+    try:
+        return int(lib.directory_has_types(fd)) > 0
+    finally:
+        os.close(fd)
+
+
 def remove_tree(path: Path) -> None:
     """Remove a directory and everything below it, however deep, without following symbolic links.
 

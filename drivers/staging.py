@@ -47,8 +47,8 @@ class Staging:
     def _make(self) -> tuple[Path, int]:
         while True:
             path = self.root / os.urandom(8).hex()
-            self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):  # another user of the root was the last and removed it
+            with suppress(FileNotFoundError, FileExistsError):  # others make and remove the root too
+                self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
                 path.mkdir(mode=0o700)
                 fd = _lock(path, fcntl.LOCK_EX)
                 if fd is not None:

@@ -217,3 +217,47 @@ static int copy_tree(int source, int target, uint64_t counts[4], char *where, si
     release(&c);
     return result;
 }
+
+/* Copies one entry alone: a file with its content, or a directory with its attributes and nothing in it. */
+static int copy_alone(struct copy *c, const char *name)
+{
+    struct stat st;
+    if (fstatat(c->source, name, &st, AT_SYMLINK_NOFOLLOW) < 0)
+        return failed(c, "stat");
+    if (S_ISDIR(st.st_mode)) {
+        int result = descend(c, name);
+        return result < 0 ? result : copy_attributes(c, c->source, c->target, &st);
+    }
+    if (!S_ISREG(st.st_mode)) {
+        int result = make_node(c, name, &st);
+        return result < 0 ? result : copy_attributes_at(c, name, &st);
+    }
+    int in = open_source(c, name, 0);
+    if (in < 0)
+        return failed(c, "open");
+    int result = copy_open_file(c, in, name, &st);
+    close(in);
+    return result;
+}
+
+static int copy_entry_alone(int source, int target, const char *name, const char **what)
+{
+    struct copy c = {.clone = 1, .noatime = 1, .top = target, .what = "start"};
+    c.block = malloc(CHUNK);
+    c.source = openat(source, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    c.target = openat(target, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int result = !c.block ? -ENOMEM : c.source < 0 || c.target < 0 ? -errno : copy_alone(&c, name);
+    *what = c.what;
+    release(&c);
+    return result;
+}
+
+/* Whether directory entries come with their types, which overlayfs needs (readdir(3) DT_UNKNOWN). */
+static int directory_has_types(int fd)
+{
+    char block[4096];
+    long got = syscall(SYS_getdents64, fd, block, sizeof block);
+    if (got <= 0)
+        return got < 0 ? -errno : 0;
+    return block[18] != 0; /* d_type of the first entry; there is always "." */
+}

@@ -1,0 +1,409 @@
+"""The overlay graph driver: a layer keeps what it changes, and a mount puts the layers together.
+
+The layout is containers/storage's (FORMAT 1.3; :mod:`drivers.overlay_links` draws it). A layer is built
+under ``fsd`` in ``home`` and renamed to its ID when it is whole; that directory is there only meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from drivers import selinux, syscalls
+from drivers.base import DEFAULT_CREATION, DEFAULT_MOUNT, Capabilities, Driver, check_layer_id
+from drivers.copytree import has_entry_types
+from drivers.errors import (
+    BadLayerID,
+    IncompatibleFilesystem,
+    LayerExists,
+    LayerMounted,
+    LayerUnknown,
+    NotSupported,
+    PrerequisitesMissing,
+)
+from drivers.idmap import IDMappings
+from drivers.naive import NaiveDiff
+from drivers.options import reject_unknown
+from drivers.overlay_features import Features, xattr_prefix
+from drivers.overlay_layers import (
+    RECORD,
+    AdditionalLayer,
+    additional_layer_path,
+    find_additional_layer,
+)
+from drivers.overlay_links import (
+    LINKS,
+    MAX_DEPTH,
+    RESERVED,
+    LayerPlace,
+    layer_names,
+    make_link,
+    new_link,
+)
+from drivers.overlay_mount import is_mounted, make_private
+from drivers.overlay_options import parse_options, reject_quota
+from drivers.overlay_views import Views, stored_unshifted
+from drivers.shifting import update_id_map
+from drivers.staging import Staging
+from drivers.usage import tree_usage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from drivers.base import Creation, DiskUsage, MountOptions
+
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
+_OVERRIDE = "user.containers.override_stat"
+"""Owner and mode of a file whose own are forced; ``uid:gid:octal mode`` (fuse-overlayfs(1))."""
+_FILESYSTEMS = {
+    0x9123683E: "btrfs",
+    0x58465342: "xfs",
+    0xEF53: "extfs",
+    0x01021994: "tmpfs",
+    0x794C7630: "overlayfs",
+    0x2FC12FC1: "zfs",
+    0x6969: "nfs",
+    0x65735546: "fuse",
+}
+
+
+class OverlayDriver(NaiveDiff, Driver):
+    """Layers as upper directories of overlay mounts.
+
+    Options are those of containers/storage: ``mountopt``, ``mount_program``, ``skip_mount_home``,
+    ``force_mask``, ``ignore_chown_errors``, ``imagestore``, ``additionallayerstore``; ``runroot`` says where
+    mount points of foreign layers and remembered probes go. ``size`` and ``inodes`` are refused.
+    """
+
+    name: ClassVar[str] = "overlay"
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        shifting=True, native_changes=True, reproduces_exact_diffs=True, additional_stores=True
+    )
+
+    def __init__(self, home: Path, options: Mapping[str, str] | None = None) -> None:
+        super().__init__(home, options)
+        self._settings = parse_options(self.options)
+        self.ignore_chown_errors = self._settings.ignore_chown_errors
+        self._prepare()
+        self._staging = Staging(home / "fsd")
+        self._staging.sweep()
+        self.features = Features(self._staging, self._flags(), self._settings.mountopt)
+        self._require_overlay()
+        if not self._settings.skip_mount_home:
+            make_private(home)
+        self._views = Views(home, self._settings, self._staging)
+
+    # -- opening -----------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (self.home / LINKS).mkdir(mode=0o755, exist_ok=True)
+        flag, text = self.home / ".has-mount-program", str(bool(self._settings.mount_program)).lower()
+        if not flag.exists() or flag.read_text() != text:
+            scratch = flag.with_name(f".tmp-{flag.name}{os.urandom(4).hex()}")
+            scratch.touch(mode=0o600)
+            scratch.write_text(text)
+            scratch.rename(flag)
+
+    def _flags(self) -> Path | None:
+        if self._settings.runroot is None:
+            return None
+        flags = self._settings.runroot / self.name
+        flags.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return flags
+
+    def _require_overlay(self) -> None:
+        if not has_entry_types(self.home):
+            raise IncompatibleFilesystem(
+                f"{_filesystem(self.home)} at {self.home} keeps no file types in directories (on xfs: made "
+                "with ftype=0); overlay needs them"
+            )
+        if self._settings.mount_program:
+            return
+        if not self.features.overlay():
+            raise PrerequisitesMissing(
+                f"overlay cannot be mounted over {_filesystem(self.home)} at {self.home}: "
+                f"{self.features.failure or 'an earlier attempt failed'}"
+            )
+        if self._settings.runroot is not None:
+            self.features.metacopy()
+            self.features.native_diff()
+            self.features.idmapped_lower()
+
+    # -- directories -------------------------------------------------------------------------------
+
+    def path_of(self, layer_id: str) -> Path:
+        """Where a layer of that ID is, or would be, in the primary store; ``BadLayerID``."""
+        check_layer_id(layer_id)
+        if layer_id in RESERVED or layer_id.startswith("."):
+            raise BadLayerID(f"layer ID {layer_id!r} is a name the overlay driver uses itself")
+        return self.home / layer_id
+
+    def place(self, layer_id: str) -> LayerPlace:
+        """The directories of a layer, here or in an additional store; ``BadLayerID``, ``LayerUnknown``."""
+        primary = self.path_of(layer_id)
+        for home in (self.home, *self._views.store_homes()):
+            directory = home / layer_id
+            if (directory / "link").is_file() and not directory.is_symlink():
+                return LayerPlace(directory, home, home != self.home)
+        raise LayerUnknown(f"layer {layer_id} has no directory {primary}")
+
+    def _target(self, place: LayerPlace) -> Path:
+        if not place.additional:
+            return place.merged
+        run = self._settings.runroot or Path("/run/fsd")
+        return run / self.name / "views" / place.directory.name / "merged"
+
+    # -- making and removing -----------------------------------------------------------------------
+
+    def create(self, layer_id: str, parent: str | None = None, creation: Creation = DEFAULT_CREATION) -> None:
+        """Make a layer: a base whose root has mode 0555, or an empty upper directory over ``parent``.
+
+        Raises:
+            NotSupported: a ``size`` was asked for, or ``parent`` has more layers than a mount takes.
+        """
+        _check_storage_options(creation)
+        path = self.path_of(layer_id)
+        if os.path.lexists(path):
+            raise LayerExists(f"layer {layer_id} exists at {path}")
+        below = None if parent is None else self.place(parent)
+        link = new_link()
+        with self._staging.directory() as scratch:
+            made = scratch / "layer"
+            self._build(made, link, below, creation)
+            make_link(self.home, link, layer_id)
+            try:
+                _publish(made, path)
+            except BaseException:
+                (self.home / LINKS / link).unlink()
+                raise
+
+    def _build(self, made: Path, link: str, below: LayerPlace | None, creation: Creation) -> None:
+        for name in (made, made / "diff", made / "work", made / "merged"):
+            name.mkdir(mode=0o700)
+        _write(made / "link", link)
+        if below is None:
+            (made / "empty").mkdir(mode=0o700)
+        else:
+            lower = [f"{LINKS}/{below.link()}", *below.lower()]
+            if len(lower) >= MAX_DEPTH:
+                raise NotSupported(
+                    f"{below.directory.name} has {len(lower)} layers, {MAX_DEPTH} can be mounted"
+                )
+            _write(made / "lower", ":".join(lower))
+        self._set_root(made / "diff", below, creation.mappings)
+        selinux.relabel(made / "diff", creation.mount_label)
+
+    def _set_root(self, root: Path, below: LayerPlace | None, mappings: IDMappings) -> None:
+        """Owner, mode, attributes and times of a new layer's root: the parent's, or a base's."""
+        if below is None:
+            owner, mode = mappings.root, 0o555
+        else:
+            status = below.diff.stat()
+            owner, mode = (status.st_uid, status.st_gid), status.st_mode & 0o7777
+            if mappings and stored_unshifted(below, mappings):
+                owner = mappings.root
+        os.chown(root, *owner)
+        forced = self._settings.force_mask
+        root.chmod(mode if forced is None else forced)
+        if below is not None:
+            _copy_attributes(below.diff, root)
+        if forced is not None and _OVERRIDE not in os.listxattr(root):
+            os.setxattr(root, _OVERRIDE, f"{owner[0]}:{owner[1]}:0{mode:o}".encode())
+
+    def create_from_template(
+        self,
+        layer_id: str,
+        template: str,
+        parent: str | None = None,
+        creation: Creation = DEFAULT_CREATION,
+        template_mappings: IDMappings | None = None,
+    ) -> None:
+        """Make a layer over ``template``; where the mappings differ, all of it is copied up and shifted."""
+        if parent is not None:
+            self.place(parent)
+        self.create(layer_id, template, replace(creation, mappings=IDMappings()))
+        if template_mappings is None or template_mappings == creation.mappings:
+            return
+        try:
+            self.update_id_map(layer_id, template_mappings, creation.mappings)
+        except BaseException:
+            self.remove(layer_id)
+            raise
+
+    def remove(self, layer_id: str) -> None:
+        """Delete a layer's directory and link; layers over it cannot be mounted any more.
+
+        Raises:
+            LayerMounted: as far as this mount namespace can see.
+        """
+        place = self.place(layer_id)
+        if place.additional:
+            raise LayerUnknown(f"layer {layer_id} is in the read-only store {place.home.parent}")
+        if is_mounted(place.merged):
+            raise LayerMounted(f"layer {layer_id} is mounted at {place.merged}")
+        link, foreign = place.link(), additional_layer_path(place)
+        with self._staging.directory() as scratch:
+            _take_away(place.directory, scratch / "layer")
+            (self.home / LINKS / link).unlink(missing_ok=True)
+        if foreign is not None:
+            AdditionalLayer(Path(foreign)).release()
+
+    # -- using -------------------------------------------------------------------------------------
+
+    def get(self, layer_id: str, mount: MountOptions = DEFAULT_MOUNT) -> Path:
+        """Mount the layer over those below it, or share the mount that is there.
+
+        Mount options are added to those the driver was configured with. With mappings the layers below
+        are shifted while they are mounted; the layer itself too unless it was made for the mappings.
+        """
+        place = self.place(layer_id)
+        return self._views.open(place, self._target(place), mount)
+
+    def put(self, layer_id: str) -> None:
+        """Let go of the mount; the last one to do so unmounts it."""
+        try:
+            place = self.place(layer_id)
+        except LayerUnknown:
+            return
+        self._views.close(self._target(place))
+
+    def exists(self, layer_id: str) -> bool:
+        """Whether the layer's directory is there, in an additional store too."""
+        try:
+            self.place(layer_id)
+        except (BadLayerID, LayerUnknown):
+            return False
+        return True
+
+    def layer_ids(self) -> Iterator[str]:
+        """Names of all layer directories in ``home``."""
+        yield from layer_names(self.home)
+
+    def status(self) -> list[tuple[str, str]]:
+        """What containers/storage prints: the filesystem below, and what the mounts can do."""
+        return [
+            ("Backing Filesystem", _filesystem(self.home)),
+            ("Supports d_type", str(has_entry_types(self.home)).lower()),
+            ("Native Overlay Diff", str(self._native()).lower()),
+            ("Using metacopy", str(self._using_metacopy()).lower()),
+        ]
+
+    def _native(self) -> bool:
+        return not self._settings.mount_program and self.features.native_diff()
+
+    def _using_metacopy(self) -> bool:
+        return not self._settings.mount_program and self.features.metacopy()
+
+    def metadata(self, layer_id: str) -> dict[str, str]:
+        """The layer's directories, under containers/storage's names."""
+        place = self.place(layer_id)
+        facts = {
+            "MergedDir": str(self._target(place)),
+            "UpperDir": str(place.diff),
+            "WorkDir": str(place.directory / "work"),
+        }
+        if lower := self._views.lower_paths(place):
+            facts["LowerDir"] = ":".join(map(str, lower))
+        return facts
+
+    def read_write_disk_usage(self, layer_id: str) -> DiskUsage:
+        """Bytes and inodes of the layer's own upper directory."""
+        return tree_usage(self.place(layer_id).diff)
+
+    def cleanup(self) -> None:
+        """Unmount the private bind mount of ``home``, unless something is still mounted below it."""
+        if self._settings.skip_mount_home:
+            return
+        try:
+            syscalls.umount(self.home)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EPERM, errno.EBUSY):
+                raise
+
+    def additional_image_stores(self) -> Sequence[Path]:
+        """Graphroots of the read-only stores given as ``imagestore``."""
+        return self._settings.image_stores
+
+    def update_id_map(self, layer_id: str, old: IDMappings, new: IDMappings) -> None:
+        """Rewrite every owner the layer shows, which copies up what it has from below."""
+        with self.mounted(layer_id) as tree:
+            update_id_map(tree, old, new)
+
+    def supports_shifting(self) -> bool:
+        """Whether a layer below may be mounted with shifted IDs here."""
+        return not self._settings.mount_program and self.features.idmapped_lower()
+
+    # -- layers of an additional layer store -------------------------------------------------------
+
+    def find_additional_layer(self, digest: str, reference: str) -> AdditionalLayer | None:
+        """A layer by its digest in the additional layer stores; ``None`` if no store serves it."""
+        return find_additional_layer(self._settings.layer_stores, digest, reference)
+
+    def adopt(self, layer: AdditionalLayer, layer_id: str, parent: str | None = None) -> None:
+        """Make a layer of ours whose content stays in its store, which counts us as a user."""
+        self.create(layer_id, parent)
+        place = self.place(layer_id)
+        try:
+            place.diff.rmdir()
+            place.diff.symlink_to(layer.path / "diff")
+            _write(place.directory / RECORD, str(layer.path))
+            layer.use()
+        except BaseException:
+            shutil.rmtree(place.directory)
+            (self.home / LINKS / place.link()).unlink(missing_ok=True)
+            raise
+
+
+def _check_storage_options(creation: Creation) -> None:
+    reject_unknown("storage-opt", creation.storage_opts, {"size", "inodes"})
+    for key, value in creation.storage_opts.items():
+        reject_quota(key, value)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, "ascii" if text.isascii() else "utf-8")
+    path.chmod(0o644)
+
+
+def _copy_attributes(source: Path, target: Path) -> None:
+    """Extended attributes, but those of overlayfs itself, and times."""
+    prefix = xattr_prefix()
+    for name in os.listxattr(source):
+        if not name.startswith(prefix):
+            with suppress(PermissionError):
+                os.setxattr(target, name, os.getxattr(source, name))
+    status = source.stat()
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _publish(made: Path, path: Path) -> None:
+    try:
+        syscalls.renameat2(made, path, syscalls.RENAME_NOREPLACE)
+    except OSError as error:
+        if error.errno in _TAKEN:
+            raise LayerExists(f"layer {path.name} exists at {path}") from error
+        raise
+
+
+def _take_away(directory: Path, target: Path) -> None:
+    try:
+        directory.rename(target)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        raise LayerMounted(f"something is mounted at {directory}") from error
+
+
+def _filesystem(path: Path) -> str:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        magic = syscalls.statfs_type(fd)
+    finally:
+        os.close(fd)
+    return _FILESYSTEMS.get(magic, f"0x{magic:x}")
