@@ -21,6 +21,7 @@ from pyfuse3 import FileHandleT, FileInfo, FUSEError, InodeT
 
 from fsd.errnos import ERROR_XATTR, barrier
 from fsd.inodes import REAL_TREES, Inodes
+from fsd.naming import NAME_MAX
 from fsd.nodes import RealTree
 from fsd.realtrees import RealTrees
 from fsd.tree import root
@@ -102,7 +103,7 @@ class Operations(pyfuse3.Operations):
     async def lookup(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> EntryAttributes:
         """The entry ``name``; ENOENT is not remembered by the kernel, as any process may make it."""
         parent = self._node(parent_inode)
-        child = await self._call(parent, parent.kind.lookup, os.fsdecode(name))
+        child = await self._call(parent, parent.kind.lookup, _entry_name(name))
         if child is None:
             raise FUSEError(errno.ENOENT)
         return await self._entry(child)
@@ -178,22 +179,25 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         """Make an object or snapshot; everything in it is there on return."""
         parent = self._node(parent_inode)
-        await self._work(parent.kind.mkdir, parent, os.fsdecode(name))
-        child = await self._call(parent, parent.kind.lookup, os.fsdecode(name))
+        await self._work(parent.kind.mkdir, parent, _entry_name(name))
+        child = await self._call(parent, parent.kind.lookup, _entry_name(name))
         if child is None:
             raise FUSEError(errno.ESTALE)
         return await self._entry(child)
 
     async def rmdir(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
-        """Remove an object or snapshot."""
+        """Remove an object or snapshot, unless that is how a recursive removal ends."""
         parent = self._node(parent_inode)
-        await self._work(parent.kind.rmdir, parent, os.fsdecode(name))
+        child = await self._call(parent, parent.kind.lookup, _entry_name(name))
+        if child is not None:
+            self.real.check_removal(child.key, ctx, child.path)
+        await self._work(parent.kind.rmdir, parent, _entry_name(name))
 
     async def unlink(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
         """Attributes cannot be unlinked; who tries will not empty the object's trees either."""
         parent = self._node(parent_inode)
         try:
-            await self._work(parent.kind.unlink, parent, os.fsdecode(name))
+            await self._work(parent.kind.unlink, parent, _entry_name(name))
         except PermissionError:
             self.real.remember_refusal(parent.key, ctx.pid)
             raise
@@ -213,7 +217,7 @@ class Operations(pyfuse3.Operations):
         parent, into = self._node(parent_inode_old), self._node(parent_inode_new)
         if flags & ~pyfuse3.RENAME_NOREPLACE:
             parent.refuse(errno.EINVAL, "objects cannot be exchanged")
-        await self._work(parent.kind.rename, parent, os.fsdecode(name_old), into, os.fsdecode(name_new))
+        await self._work(parent.kind.rename, parent, _entry_name(name_old), into, _entry_name(name_new))
 
     async def create(
         self, parent_inode: InodeT, name: bytes, mode: int, flags: int, ctx: RequestContext
@@ -362,6 +366,13 @@ class Operations(pyfuse3.Operations):
 
 def _list_entries(node: Node) -> list[tuple[str, Node]]:
     return list(node.kind.entries(node))
+
+
+def _entry_name(name: bytes) -> str:
+    """A name as text; the kernel lets FUSE have up to 1,024 bytes, other file systems 255."""
+    if len(name) > NAME_MAX:
+        raise FUSEError(errno.ENAMETOOLONG)
+    return os.fsdecode(name)
 
 
 def _entry_attributes(number: InodeT, found: Attributes) -> EntryAttributes:

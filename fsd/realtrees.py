@@ -2,7 +2,8 @@
 
 * A refused write to a read-only view says why, and what to do instead, in ``control/errors``.
 * A process whose unlink of an attribute file was refused is refused removals inside that object's
-  trees: ``rm -r containers/X`` goes on after the first refusal and would empty the rootfs file by file.
+  trees, and of the object: ``rm -r`` and ``find -delete`` go on after the first refusal and would
+  empty the rootfs file by file.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class RealTrees:
 
     async def call(self, name: str, args: tuple[Any, ...]) -> Any:
         """Serve one request whose first argument is a node or handle of a real tree."""
-        if name in _REMOVALS:
-            self._check_removal(args[0], args[-1])
+        if name in _REMOVALS and (spec := self._views.spec_of(args[0])):
+            self.check_removal(spec.owner, args[-1], spec.key)
         if name == "getxattr" and args[1] == ERROR_XATTR:
             return self._error_text(args[0])
         try:
@@ -93,16 +94,14 @@ class RealTrees:
         text = (spec.refusal if spec else "") or "this view is read-only"
         self.report(name, args, errno.EROFS, text, lambda inode: ("", InodeT(inode), 0, 0))
 
-    def _check_removal(self, inode: int, ctx: RequestContext) -> None:
-        spec = self._views.spec_of(inode)
-        if spec is None or not self._refused:
-            return
-        if (ctx.pid, _started(ctx.pid), spec.owner) in self._refused:
+    def check_removal(self, owner: str, ctx: RequestContext, path: str) -> None:
+        """Raise ``PermissionError`` for a process that was refused an attribute of ``owner``."""
+        if self._refused and (ctx.pid, _started(ctx.pid), owner) in self._refused:
             raise PermissionError(
                 errno.EPERM,
-                "this process was refused the removal of the object's attributes, so its trees stay; "
-                "use rmdir on the object to remove all of it",
-                spec.key,
+                "this process was refused the removal of the object's attributes, so all of it stays; "
+                "to remove the object use rmdir alone",
+                path,
             )
 
     def _error_text(self, inode: int) -> bytes:

@@ -1,0 +1,148 @@
+"""fsd and podman on one store at the same time, and a store of real size."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.bigtree import build_big_tar
+from tests.support.mounted import mounted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.support.tools import StoreDirs, Tool
+
+IMAGE = "localhost/base:1"
+OPERATIONS = 200
+BIG_TREE_ENTRIES = 50_000
+
+
+def _podman_round(podman: Tool, number: int) -> int:
+    """Eight podman operations; returns how many."""
+    name = f"pod{number}"
+    podman("create", "--name", name, IMAGE, "true")
+    podman("mount", name)
+    podman("umount", name)
+    podman("tag", IMAGE, f"localhost/{name}:1")
+    podman("ps", "-a", "--external")
+    podman("images")
+    podman("untag", IMAGE, f"localhost/{name}:1")
+    podman("rm", name)
+    return 8
+
+
+def _fsd_round(tree: Path, number: int) -> int:
+    """Eight file operations on the tree, each a whole command; returns how many."""
+    container = tree / "containers" / f"fsd{number}"
+    container.mkdir()
+    (container / "from").write_text(f"{IMAGE}\n")
+    (container / "rootfs/etc/hostname").write_text(f"{number}\n")
+    assert len(os.listdir(container / "snapshots")) == 1
+    (container / "snapshots/mine").mkdir()
+    (container / "rollback").write_text("mine\n")
+    renamed = container.with_name(f"renamed{number}")
+    container.rename(renamed)
+    assert (renamed / "rootfs/etc/hostname").read_text() == f"{number}\n"
+    (renamed / "names").write_text(f"renamed{number}\nextra{number}\n")
+    renamed.rmdir()
+    return 8
+
+
+def test_podman_and_fsd_change_one_store_at_once(
+    podman: Tool,
+    containers_storage: Tool,
+    rootfs_tar: Path,
+    store_dirs: StoreDirs,
+    btrfs_dir: Path,
+    require: Callable[[str], None],
+):
+    require("fuse")
+    podman("import", rootfs_tar, IMAGE)
+    podman("create", "--name", "stays", IMAGE, "true")
+    before = {kind: _listed(containers_storage, kind) for kind in ("layers", "images", "containers")}
+    failures: list[BaseException] = []
+
+    def loop(one_round: Callable[[int], int]) -> None:
+        done = number = 0
+        try:
+            while done < OPERATIONS:
+                done += one_round(number)
+                number += 1
+        except BaseException as exc:
+            failures.append(exc)
+
+    with mounted(store_dirs, btrfs_dir / "mnt") as serving:
+        workers = [
+            threading.Thread(target=loop, args=(lambda number: _podman_round(podman, number),)),
+            threading.Thread(target=loop, args=(lambda number: _fsd_round(serving.path, number),)),
+        ]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+        assert not failures, [*failures, serving.errors()]
+        assert os.listdir(serving.path / "containers") == ["stays"]
+    after = {kind: _listed(containers_storage, kind) for kind in ("layers", "images", "containers")}
+    assert after == before
+    subvolumes = os.listdir(store_dirs.graphroot / "btrfs" / "subvolumes")
+    assert sorted(subvolumes) == after["layers"]
+
+
+def _listed(containers_storage: Tool, kind: str) -> list[str]:
+    return sorted(entry["id"] for entry in json.loads(containers_storage(kind, "--json").stdout or "[]"))
+
+
+@pytest.fixture(scope="session")
+def big_tar(run_dir: Path) -> Path:
+    """A rootfs tar of at least 50,000 entries."""
+    path = run_dir / "big.tar"
+    assert build_big_tar(path, BIG_TREE_ENTRIES) >= BIG_TREE_ENTRIES
+    return path
+
+
+def test_store_of_real_size_is_listed_and_copied_without_a_difference(
+    podman: Tool,
+    buildah: Tool,
+    big_tar: Path,
+    rootfs_tar: Path,
+    store_dirs: StoreDirs,
+    btrfs_dir: Path,
+    require: Callable[[str], None],
+):
+    require("fuse")
+    podman("import", big_tar, "localhost/big:1")
+    podman("import", rootfs_tar, IMAGE)
+    for name, image in (("big:2", "localhost/big:1"), ("base:2", IMAGE)):
+        work = buildah("from", image).stdout.strip()
+        buildah("copy", work, rootfs_tar, "/added.tar")
+        buildah("commit", "--rm", work, f"localhost/{name}")
+    for number, image in enumerate(("localhost/big:2", "localhost/base:2", IMAGE)):
+        podman("create", "--name", f"c{number}", image, "true")
+    with mounted(store_dirs, btrfs_dir / "mnt") as serving:
+        rootfs = serving.path / "images/localhost/big:2/rootfs"
+        real = f"{serving.path}/images/localhost/big:2/layer/path/"
+        listing = _run(
+            "ls", "-lR", serving.path / "images/localhost/base:2", serving.path / "containers/c0", rootfs
+        )
+        assert listing.count("\n") > 2 * BIG_TREE_ENTRIES
+        _run("cp", "-a", rootfs, btrfs_dir / "copy")
+        assert _run("diff", "-r", "--no-dereference", btrfs_dir / "copy", real) == ""
+        assert _entries(btrfs_dir / "copy") == _entries(rootfs) == _entries(real) > BIG_TREE_ENTRIES
+
+
+def _run(*argv: str | Path) -> str:
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, errors="surrogateescape")
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.stderr == ""
+    return done.stdout
+
+
+def _entries(path: Path | str) -> int:
+    return len(_run("find", f"{path}", "-printf", "."))
