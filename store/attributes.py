@@ -39,10 +39,14 @@ class Attributes(Queries):
         wanted = list(names)
         self._rename(key, lambda _: wanted)
 
-    def add_names(self, key: str, names: Iterable[str]) -> None:
-        """Put names before those the object has; ``AddNames``. Raises as :meth:`set_names`."""
+    def add_names(self, key: str, names: Iterable[str], *, last: bool = False) -> None:
+        """Put names before those the object has; ``AddNames``. Raises as :meth:`set_names`.
+
+        Args:
+            last: put them after those it has, as ``podman tag`` does.
+        """
         wanted = list(names)
-        self._rename(key, lambda old: [*wanted, *old])
+        self._rename(key, lambda old: [*old, *wanted] if last else [*wanted, *old])
 
     def remove_names(self, key: str, names: Iterable[str]) -> None:
         """Take names away; ``RemoveNames``. Raises as :meth:`set_names`."""

@@ -201,7 +201,7 @@ def _created(config: bytes) -> str:
 def _named(store: Store, image: Image, names: list[str]) -> Image:
     """Give the image ``names`` beside its own, as a tag: they come last."""
     if not set(names) <= set(image.names):
-        store.set_names(image.id, [*image.names, *names])
+        store.add_names(image.id, names, last=True)
     return store.image(image.id)
 
 
