@@ -41,9 +41,7 @@ __all__ = ["Rootfs", "View"]
 
 log = logging.getLogger("fsd.rootfs")
 
-_STATVFS: Final = (
-    "f_bsize", "f_frsize", "f_blocks", "f_bfree", "f_bavail", "f_files", "f_ffree", "f_favail",
-)  # fmt: skip
+_ACL_NAMES: Final = b"system.posix_acl_"
 _DEFAULT_ACL: Final = "system.posix_acl_default"
 
 
@@ -192,8 +190,7 @@ class Rootfs:
         ctx: RequestContext,
     ) -> None:
         """renameat2(2); ``EXDEV`` between views."""
-        old, new = self._nodes.get(parent_inode_old), self._nodes.get(parent_inode_new)
-        _same_view(old, new)
+        old, new = self._pair(parent_inode_old, parent_inode_new)
         await self._begin(old, name_old, name_new)
         with self._nodes.path_fd(old) as source, self._nodes.path_fd(new) as target:
             moved = self._nodes.child(old, source, name_old)[0]
@@ -207,8 +204,7 @@ class Rootfs:
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         """A hard link; ``EXDEV`` between views."""
-        node, parent = self._nodes.get(inode), self._nodes.get(new_parent_inode)
-        _same_view(node, parent)
+        node, parent = self._pair(inode, new_parent_inode)
         await self._begin(parent, new_name)
         with self._nodes.path_fd(node) as fd, self._nodes.path_fd(parent) as directory:
             os.link(calls.magic(fd), new_name, dst_dir_fd=directory, follow_symlinks=True)
@@ -264,17 +260,23 @@ class Rootfs:
 
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
         """Space and inodes of the filesystem the store is on."""
-        real = os.statvfs(self._home)
-        answer = pyfuse3.StatvfsData()
-        for name in _STATVFS:
-            setattr(answer, name, getattr(real, name))
-        answer.f_namemax = real.f_namemax
+        real, answer = os.statvfs(self._home), pyfuse3.StatvfsData()
+        for name in ("bsize", "frsize", "blocks", "bfree", "bavail", "files", "ffree", "favail", "namemax"):
+            setattr(answer, f"f_{name}", getattr(real, f"f_{name}"))
         return answer
 
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
-        """The value as it is; ``ENODATA`` and ``EOPNOTSUPP`` are the filesystem's own."""
-        with self._nodes.path_fd(self._nodes.get(inode)) as fd:
-            return os.getxattr(calls.magic(fd), name)
+        """The value as it is; ``ENODATA`` and ``EOPNOTSUPP`` are the filesystem's own.
+
+        Where it has no ACLs there is none: the kernel would refuse all access on any other answer.
+        """
+        try:
+            with self._nodes.path_fd(self._nodes.get(inode)) as fd:
+                return os.getxattr(calls.magic(fd), name)
+        except OSError as exc:
+            if exc.errno == errno.EOPNOTSUPP and name.startswith(_ACL_NAMES):
+                raise OSError(errno.ENODATA, "no ACLs here", name) from exc
+            raise
 
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
         """Any namespace; the kernel checked already whether the caller may."""
@@ -427,6 +429,15 @@ class Rootfs:
             for name in names:
                 await view.gate(name)
 
+    def _pair(self, one: int, other: int) -> tuple[Node, Node]:
+        """Two nodes of one view; ``EXDEV`` when they are not."""
+        if not (self.owns(one) and self.owns(other)):
+            raise OSError(errno.EXDEV, "one side is not in a real tree")
+        first, second = self._nodes.get(one), self._nodes.get(other)
+        if first.view.key != second.view.key:
+            raise OSError(errno.EXDEV, f"{first.view.key} and {second.view.key} are different trees")
+        return first, second
+
     @contextlib.contextmanager
     def _creating(self, parent: Node, ctx: RequestContext) -> Iterator[int]:
         """The parent's descriptor, for one call that creates something on behalf of the caller."""
@@ -480,11 +491,6 @@ class Rootfs:
         """Attributes for an answer that makes the kernel hold the node once more."""
         self._nodes.count(node)
         return attributes(node, info)
-
-
-def _same_view(one: Node, other: Node) -> None:
-    if one.view.key != other.view.key:
-        raise OSError(errno.EXDEV, f"{one.view.key} and {other.view.key} are different trees")
 
 
 def _read_only(node: Node) -> OSError:

@@ -103,6 +103,7 @@ class RootfsMount:
         subprocess.run(["umount", "-q", "-l", str(self.path)], check=False, capture_output=True)
         assert self.process.stdout is not None
         self.process.stdout.close()
+        self._stderr.close()
 
     def stderr(self) -> str:
         """What the daemon complained about."""
@@ -220,7 +221,7 @@ def _forward() -> None:
 def _forwarder(name: str) -> Any:
     async def handler(self: _Operations, *args: Any) -> Any:
         if args and args[0] == pyfuse3.ROOT_INODE:
-            raise pyfuse3.FUSEError(errno.EPERM if name in _MUTATIONS else errno.EOPNOTSUPP)
+            raise pyfuse3.FUSEError(errno.EPERM if name in _MUTATIONS else errno.ENODATA)
         return await getattr(self.rootfs, name)(*args)
 
     return handler
