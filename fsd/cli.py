@@ -20,7 +20,7 @@ import logging
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from fsd import __version__, cli_daemon, cli_objects, doctor
 from fsd.mounts import MountError
@@ -36,6 +36,16 @@ EPILOG = (
     "Exit codes: 0 done, 1 negative answer, 2 usage, 125 failure. The store is the one of storage.conf "
     "(CONTAINERS_STORAGE_CONF, STORAGE_DRIVER and STORAGE_OPTS count) unless options say otherwise."
 )
+
+
+GLOBAL_DEFAULTS: dict[str, Any] = {
+    "graph": None,
+    "run": None,
+    "storage_driver": None,
+    "storage_opt": None,
+    "json": False,
+    "debug": False,
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -74,25 +84,33 @@ def global_options() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default ``sys.argv[1:]``); the exit code."""
-    args = build_parser().parse_args(argv)
-    for name in ("graph", "run", "storage_driver", "storage_opt"):
-        vars(args).setdefault(name, None)
-    for name in ("json", "debug"):
-        vars(args).setdefault(name, False)
-    logging.basicConfig(
-        level=logging.DEBUG if args.debug else logging.WARNING,
-        format="%(asctime)s %(name)s %(levelname)s %(message)s",
-    )
     try:
-        code = args.run_command(args)
+        code = _main(argv)
         sys.stdout.flush()
     except BrokenPipeError:
         return _quiet_stdout()
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
+    return code
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    try:
+        args = build_parser().parse_args(argv)
+    except SystemExit as end:  # after --help, --version or a usage error
+        return int(end.code or 0)
+    for name, default in GLOBAL_DEFAULTS.items():
+        vars(args).setdefault(name, default)
+    logging.basicConfig(
+        level=logging.DEBUG if args.debug else logging.WARNING,
+        format="%(asctime)s %(name)s %(levelname)s %(message)s",
+    )
+    try:
+        return int(args.run_command(args))
+    except BrokenPipeError:
+        raise
     except Exception as error:
         return _failed(error, debug=args.debug)
-    return int(code)
 
 
 def _quiet_stdout() -> int:

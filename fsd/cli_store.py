@@ -37,6 +37,7 @@ def store_options(args: argparse.Namespace) -> StoreOptions:
         graphroot=os.path.realpath(args.graph or options.graphroot),
         runroot=os.path.realpath(args.run or options.runroot),
         driver=_driver(args, options.driver),
+        driver_priority=options.driver_priority or (BTRFS,),
         driver_options=options.driver_options if args.storage_opt is None else tuple(args.storage_opt),
     )
 

@@ -12,12 +12,21 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 DEAD = (errno.ENOTCONN, errno.ECONNABORTED, errno.EHOSTDOWN, errno.ESTALE)
 """What ``stat`` says on a FUSE mountpoint whose server is gone."""
+
+PROBE = """\
+import os, sys
+try:
+    os.stat(sys.argv[1])
+except OSError as error:
+    sys.exit(error.errno)
+"""
 
 
 class MountError(Exception):
@@ -86,35 +95,27 @@ def filesystem_of(path: Path) -> Mount:
 def is_dead(point: Path, wait: float = 5.0) -> bool:
     """Whether ``point`` is a FUSE mountpoint whose server is gone; a server that hangs is not dead."""
     mount = mount_at(point)
-    if mount is None or not mount.fstype.startswith("fuse"):
-        return False
-    done = _stat(point, wait)
-    return done is not None and done != 0 and any(os.strerror(number) in _reason(point) for number in DEAD)
+    return mount is not None and mount.fstype.startswith("fuse") and _probe(point, wait) in DEAD
 
 
 def answers(path: Path, wait: float = 5.0) -> bool:
     """Whether ``path`` can be looked up within ``wait`` seconds."""
-    return _stat(path, wait) == 0
+    return _probe(path, wait) == 0
 
 
-def _stat(path: Path, wait: float) -> int | None:
-    """Exit code of stat(1) on ``path``; ``None`` when it hangs (the process is then left to the kernel)."""
+def _probe(path: Path, wait: float) -> int | None:
+    """errno of a ``stat`` on ``path`` in a process of its own; ``None`` when it hangs.
+
+    A process that hangs is left to the kernel: nothing can end a request its server has taken.
+    """
     quiet = subprocess.DEVNULL
-    argv = ["stat", "--format=", "--", str(path)]
+    argv = [sys.executable, "-I", "-S", "-c", PROBE, os.fspath(path)]
     process = subprocess.Popen(argv, stdin=quiet, stdout=quiet, stderr=quiet)
     try:
         return process.wait(wait)
     except subprocess.TimeoutExpired:
         process.kill()
         return None
-
-
-def _reason(point: Path) -> str:
-    try:
-        os.stat(point)
-    except OSError as error:
-        return os.strerror(error.errno or 0)
-    return ""
 
 
 def run(*argv: str | os.PathLike[str]) -> str:
