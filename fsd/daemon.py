@@ -118,7 +118,7 @@ class _Mount:
 
     async def _announce(self) -> None:
         """Prove from another process that the tree answers, then say so."""
-        code = "import sys; open(sys.argv[1]).read()"
+        code = "import sys\nwith open(sys.argv[1]) as status: status.read()"
         status = self._mountpoint / "control" / "status"
         with trio.move_on_after(READY_TIMEOUT):
             answer = await trio.run_process([sys.executable, "-S", "-c", code, str(status)], check=False)
