@@ -50,6 +50,8 @@ typedef struct {
 
 /* `root` and `seen` stay the caller's. NULL when out of memory. */
 fsd_unpack *fsd_unpack_new(int root, fsd_seen *seen, int record);
+/* From now on directories that are not there yet are the caller's to make. */
+void fsd_unpack_leave_new_directories(fsd_unpack *x);
 void fsd_unpack_free(fsd_unpack *x);
 /* Owners: identity without ranges. -1 when out of memory. */
 int fsd_unpack_map(fsd_unpack *x, const fsd_range *uids, size_t nuids, const fsd_range *gids, size_t ngids);

@@ -34,6 +34,8 @@ fsd_unpack *fsd_unpack_new(int root, fsd_seen *seen, int record)
     return x;
 }
 
+void fsd_unpack_leave_new_directories(fsd_unpack *x) { x->leave_new_directories = 1; }
+
 void fsd_unpack_forget(fsd_unpack *x)
 {
     for (int i = 0; i < CACHE; i++) {
@@ -282,8 +284,11 @@ static int make_file(fsd_unpack *x, struct cached *dir, const struct entry *e)
 
 static int make_directory(fsd_unpack *x, struct cached *dir, const struct entry *e)
 {
-    int made = mkdirat(dir->fd, e->base, 0700), fd, rc;
+    int made, fd, rc;
 
+    if (x->leave_new_directories && faccessat(dir->fd, e->base, F_OK, AT_SYMLINK_NOFOLLOW) < 0)
+        return -1;
+    made = mkdirat(dir->fd, e->base, 0700);
     if (made < 0 && errno != EEXIST)
         return -1;
     /* Fails on anything but a directory, a symbolic link included: not ours to replace. */

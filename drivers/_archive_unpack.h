@@ -37,7 +37,7 @@ struct noted {
 };
 
 struct fsd_unpack {
-    int root, record;
+    int root, record, leave_new_directories;
     fsd_seen *seen;
     uid_t euid;
     gid_t egid;

@@ -7,6 +7,7 @@ directory by ``..`` only if that is still the directory they came from. The C te
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from cffi import FFI
@@ -29,3 +30,7 @@ ffibuilder.set_source(
     "".join((SOURCES / f"{part}.c").read_text("utf-8") for part in PARTS),
     extra_compile_args=["-O2", "-Wall"],
 )
+
+if __name__ == "__main__":
+    os.chdir(Path(__file__).resolve().parent.parent)
+    ffibuilder.compile(verbose=False)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from drivers.archive_input import ArchiveInput, Window
 from drivers.archive_native import ENTRY, Loop, Seen, crc64
 from drivers.base import Applied
+from drivers.beneath import NOTHING, Beneath
 from drivers.confine import Root
 from drivers.idmap import IDMappings
 from drivers.limits import DEFAULT_LIMITS, Limits
@@ -25,7 +26,7 @@ from drivers.tarformat import clean_name
 from drivers.tarreader import TarReader
 from drivers.tarsplit import TarSplitWriter
 from drivers.tarsplit_file import TarSplitFile
-from drivers.unpack import Unpacker, is_whiteout
+from drivers.unpack import Target, Unpacker, is_whiteout
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,6 +44,8 @@ def apply_archive(
     tar_split: BinaryIO | None = None,
     limits: Limits = DEFAULT_LIMITS,
     compiled: bool = True,
+    beneath: Beneath = NOTHING,
+    ignore_chown_errors: bool = False,
 ) -> Applied:
     """Unpack a layer archive into the tree ``root``.
 
@@ -54,6 +57,8 @@ def apply_archive(
             is fastest; anything else is written when the archive has been read.
         limits: what the archive may ask for.
         compiled: take plain entries by the compiled loop; the result is the same without it.
+        beneath: what the tree lies on, for a tree that holds changes only.
+        ignore_chown_errors: leave an owner as it is where the system refuses to set it.
 
     Raises:
         MalformedArchive, HostileArchive: naming the entry; OSError. The tree is then undefined and the
@@ -62,7 +67,13 @@ def apply_archive(
     with ExitStack() as stack:
         tree = stack.enter_context(Root(root))
         source = stack.enter_context(ArchiveInput(stream, limits))
-        job = _Application(tree, source, mappings or IDMappings(), limits, record=tar_split is not None)
+        target = Target(
+            root=tree,
+            mappings=mappings or IDMappings(),
+            beneath=beneath,
+            ignore_chown_errors=ignore_chown_errors,
+        )
+        job = _Application(target, source, limits, record=tar_split is not None)
         stack.callback(job.close)
         if tar_split is None:
             job.run(None, compiled)
@@ -89,19 +100,21 @@ def _spooled(job: _Application, tar_split: BinaryIO, compiled: bool) -> None:
 class _Application:
     """One archive on its way into one tree."""
 
-    def __init__(
-        self, tree: Root, source: ArchiveInput, mappings: IDMappings, limits: Limits, *, record: bool
-    ) -> None:
+    def __init__(self, target: Target, source: ArchiveInput, limits: Limits, *, record: bool) -> None:
         self._source = source
         self._limits = limits
         self._window = Window(source)
         self._reader = TarReader(self._window, limits)
         self._seen = Seen()
-        self._loop = Loop(tree.fd, self._seen, mappings, record=record)
-        self.rescue = Rescue(tree, self._seen, limits)
-        self._unpacker = Unpacker(
-            tree, mappings, limits, self._seen, self._loop, self.rescue if record else None
+        self._loop = Loop(
+            target.root.fd,
+            self._seen,
+            target.mappings,
+            record=record,
+            leave_new_directories=target.beneath is not NOTHING,
         )
+        self.rescue = Rescue(target.root, self._seen, limits)
+        self._unpacker = Unpacker(target, limits, self._seen, self._loop, self.rescue if record else None)
 
     def close(self) -> None:
         """Release descriptors and temporary files."""

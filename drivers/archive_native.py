@@ -57,11 +57,21 @@ class Loop:
     MORE: int = _lib.FSD_MORE
     OTHER: int = _lib.FSD_OTHER
 
-    def __init__(self, root: int, seen: Seen, mappings: IDMappings, *, record: bool) -> None:
+    def __init__(
+        self,
+        root: int,
+        seen: Seen,
+        mappings: IDMappings,
+        *,
+        record: bool,
+        leave_new_directories: bool = False,
+    ) -> None:
         self._seen = seen
         self._state = _ffi.gc(_lib.fsd_unpack_new(root, seen.pointer, record), _lib.fsd_unpack_free)
         if not self._state:
             raise MemoryError
+        if leave_new_directories:
+            _lib.fsd_unpack_leave_new_directories(self._state)
         self._progress = _ffi.new("fsd_progress *")
         uids, gids = _ranges(mappings.uids), _ranges(mappings.gids)
         if _lib.fsd_unpack_map(self._state, uids, len(uids), gids, len(gids)) < 0:

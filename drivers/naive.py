@@ -26,6 +26,8 @@ class NaiveDiff(Driver):
 
     header_style = HeaderStyle.V1_43
     """Whose header conventions fresh archives follow."""
+    ignore_chown_errors = False
+    """Leave an unpacked file's owner as it is where the system refuses to set it."""
 
     def changes(
         self,
@@ -78,7 +80,13 @@ class NaiveDiff(Driver):
     ) -> Applied:
         """Unpack an archive into the layer; see :meth:`drivers.base.Driver.apply_diff`."""
         with self.mounted(layer_id) as tree:
-            return apply_archive(tree, archive, mappings=mappings, tar_split=tar_split)
+            return apply_archive(
+                tree,
+                archive,
+                mappings=mappings,
+                tar_split=tar_split,
+                ignore_chown_errors=self.ignore_chown_errors,
+            )
 
     def _read_only(self, mounts: ExitStack, layer_id: str) -> Path:
         return mounts.enter_context(self.mounted(layer_id, MountOptions(options=("ro",))))

@@ -6,11 +6,13 @@ import errno
 import os
 import stat
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from drivers import tarformat as tar
 from drivers.archive_native import ENTRY, LINK, PARENT, Loop, Seen
+from drivers.beneath import NOTHING, Beneath
 from drivers.confine import Root, entry_error, remove, split
 from drivers.errors import HostileArchive, MalformedArchive
 from drivers.tarformat import Entry, clean_name, show
@@ -25,6 +27,7 @@ WHITEOUT_META = b".wh..wh."
 OPAQUE = b".wh..wh..opq"
 _ID_MAX = (1 << 32) - 2
 _SECONDS_MAX = 1 << 62
+_NO_SUCH_OWNER = (errno.EPERM, errno.EINVAL)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _SKIPPED_XATTRS = frozenset((b"security.selinux",))
 _DEVICES = {tar.CHARDEV: stat.S_IFCHR, tar.BLOCKDEV: stat.S_IFBLK, tar.FIFO: stat.S_IFIFO}
@@ -45,8 +48,18 @@ def in_user_namespace() -> bool:
         return False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The tree an archive goes into, and how owners in the archive become owners there."""
+
+    root: Root
+    mappings: IDMappings
+    beneath: Beneath = NOTHING
+    ignore_chown_errors: bool = False
+
+
 class Unpacker:
-    """Applies entries one after another to the tree below ``root``.
+    """Applies entries one after another to the tree ``target``.
 
     Args:
         seen: marks shared with the compiled loop.
@@ -57,11 +70,11 @@ class Unpacker:
         MalformedArchive, HostileArchive: naming the entry; OSError: the system refused.
     """
 
-    def __init__(
-        self, root: Root, mappings: IDMappings, limits: Limits, seen: Seen, loop: Loop, rescue: Rescue | None
-    ) -> None:
-        self._root = root
-        self._mappings = mappings
+    def __init__(self, target: Target, limits: Limits, seen: Seen, loop: Loop, rescue: Rescue | None) -> None:
+        self._root = target.root
+        self._mappings = target.mappings
+        self._beneath = target.beneath
+        self._ignore_chown_errors = target.ignore_chown_errors
         self._limits = limits
         self._seen = seen
         self._loop = loop
@@ -117,9 +130,18 @@ class Unpacker:
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ELOOP, errno.ENOTDIR):
                 raise
-        canonical = self._root.canonical(parent, self._planted)
+        canonical = self._resolve(parent)
         self._make_parents(canonical)
         return self._root.open_directory(canonical), canonical
+
+    def _resolve(self, path: bytes) -> bytes:
+        """``path`` with its symbolic links followed, those from below among them."""
+        while True:
+            self._beneath.bring(path)
+            resolved = self._root.canonical(path, self._planted)
+            if resolved == path:
+                return resolved
+            path = resolved
 
     def _planted(self, path: bytes) -> bool:
         return self._seen.has(LINK, path)
@@ -139,14 +161,17 @@ class Unpacker:
                 os.close(fd)
 
     def _make_parent(self, directory: int, name: bytes) -> None:
+        covered = self._beneath.uncover(directory, name)
         try:
             os.mkdir(name, 0o700, dir_fd=directory)
         except FileExistsError:
             return
         fd = os.open(name, _DIRECTORY, dir_fd=directory)
         try:
-            os.fchown(fd, *self._mappings.root)
+            self._chown(fd, *self._mappings.root)
             os.fchmod(fd, 0o755)
+            if covered:
+                self._beneath.hide_content(fd)
         finally:
             os.close(fd)
 
@@ -162,6 +187,7 @@ class Unpacker:
             if target in (b"", b".", b".."):
                 raise HostileArchive(f"{show(path)}: a whiteout of {show(target)}")
             self._remove(directory, parent, target)
+            self._beneath.hide(directory, _join(parent, target), target)
 
     def _opaque(self, path: bytes) -> None:
         """Remove what earlier layers left in a directory, and keep what this archive put there."""
@@ -170,6 +196,8 @@ class Unpacker:
             here = todo.pop()
             directory = self._root.open_directory(here)
             try:
+                if here == path:
+                    self._beneath.hide_content(directory)
                 for name in map(os.fsencode, os.listdir(directory)):
                     child = _join(here, name)
                     if not (self._seen.has(ENTRY, child) or self._seen.has(PARENT, child)):
@@ -202,7 +230,7 @@ class Unpacker:
         directory, parent = self._parent_of(path)
         name = split(path)[1]
         place = _join(parent, name)
-        stays = self._clear(directory, parent, name, entry)
+        stays, replaced = self._clear(directory, parent, name, entry)
         if place != path:
             self._seen.add(PARENT, place)
             if self._rescue is not None:
@@ -219,18 +247,19 @@ class Unpacker:
             self._hardlink(directory, name, entry)
         elif not self._special(directory, name, entry):
             return
-        self._finish_entry(directory, place, name, entry)
+        self._finish_entry(directory, place, name, entry, replaced=replaced)
 
-    def _clear(self, directory: int, parent: bytes, name: bytes, entry: Entry) -> bool:
-        """Remove what is in the way; true if a directory stays to be merged with."""
+    def _clear(self, directory: int, parent: bytes, name: bytes, entry: Entry) -> tuple[bool, bool]:
+        """Remove what is in the way; whether a directory stays to be merged with, and if anything went."""
+        wanted = entry.type == tar.DIRECTORY
         try:
             mode = os.lstat(name, dir_fd=directory).st_mode
         except FileNotFoundError:
-            return False
-        if stat.S_ISDIR(mode) and entry.type == tar.DIRECTORY:
-            return True
+            return wanted and self._beneath.bring_directory(directory, _join(parent, name), name), False
+        if stat.S_ISDIR(mode) and wanted:
+            return True, False
         self._remove(directory, parent, name)
-        return False
+        return False, True
 
     def _existing_root(self, entry: Entry) -> None:
         if entry.type != tar.DIRECTORY:
@@ -262,8 +291,10 @@ class Unpacker:
         target = self._link_target(entry)
         parent, last = split(target)
         try:
-            fd = self._root.open_directory(self._root.canonical(parent, self._planted))
+            parent = self._resolve(parent)
+            fd = self._root.open_directory(parent)
             try:
+                self._beneath.bring_file(fd, _join(parent, last), last)
                 os.link(last, name, src_dir_fd=fd, dst_dir_fd=directory, follow_symlinks=False)
             finally:
                 os.close(fd)
@@ -297,11 +328,15 @@ class Unpacker:
 
     # -- metadata ------------------------------------------------------------------------------------
 
-    def _finish_entry(self, directory: int, place: bytes, name: bytes, entry: Entry) -> None:
+    def _finish_entry(
+        self, directory: int, place: bytes, name: bytes, entry: Entry, *, replaced: bool
+    ) -> None:
         is_directory = entry.type == tar.DIRECTORY
         fd = os.open(name, _DIRECTORY if is_directory else os.O_PATH | os.O_NOFOLLOW, dir_fd=directory)
         try:
             self._set_metadata(fd, entry, by_link=not is_directory)
+            if is_directory and replaced:
+                self._beneath.hide_content(fd)
         finally:
             os.close(fd)
         if is_directory:
@@ -319,12 +354,19 @@ class Unpacker:
         ``by_link``: ``fd`` is an O_PATH descriptor, which calls reach by its link in /proc.
         """
         target: int | bytes = b"/proc/self/fd/%d" % fd if by_link else fd
-        os.chown(target, *self._host_owner(entry))
+        self._chown(target, *self._host_owner(entry))
         if not stat.S_ISLNK(os.fstat(fd).st_mode):
             os.chmod(target, entry.mode)
         for name, value in entry.xattrs.items():
-            if name not in _SKIPPED_XATTRS:
+            if name not in _SKIPPED_XATTRS and self._beneath.accepts(name):
                 _set_xattr(target, name, value)
+
+    def _chown(self, target: int | bytes, uid: int, gid: int) -> None:
+        try:
+            os.chown(target, uid, gid)
+        except OSError as error:
+            if not self._ignore_chown_errors or error.errno not in _NO_SUCH_OWNER:
+                raise
 
     def _host_owner(self, entry: Entry) -> tuple[int, int]:
         if not (0 <= entry.uid <= _ID_MAX and 0 <= entry.gid <= _ID_MAX):
