@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from store import bigdata
-from store.creation import with_container_data, with_image_data
 from store.durable import write_atomic
 from store.errors import BadName, BigDataUnknown, NotAnID, StoreReadOnly
 from store.names import dedupe
@@ -153,14 +152,13 @@ class Attributes(Queries):
             ImageUnknown, BadBigDataKey, StoreReadOnly, DigestUnknown, OSError
         """
         wanted = self.image(image)
-        name = bigdata.file_name(key)
+        bigdata.file_name(key)
         with self.transaction(images="w") as tx:
             record: Image = self._current(tx.images, wanted)
             known = digest(data) if callable(digest) else digest or ""
-            record = with_image_data(record, key, data, known)
+            record = bigdata.with_image_data(record, key, data, known)
             bigdata.write(self.table_directory("images") / record.id, key, data)
             tx.images.put(record)
-        assert name
 
     def list_container_big_data(self, key: str) -> list[str]:
         """Keys of a container's items; ``ListContainerBigData``; ``ContainerUnknown``."""
@@ -195,7 +193,7 @@ class Attributes(Queries):
         with self.transaction(containers="w") as tx:
             record: Container = self._current(tx.containers, wanted)
             bigdata.write(self.table_directory("containers") / record.id, key, data)
-            tx.containers.put(with_container_data(record, key, data))
+            tx.containers.put(bigdata.with_container_data(record, key, data))
 
     def list_layer_big_data(self, key: str) -> list[str]:
         """Keys of a layer's items; ``ListLayerBigData``; ``LayerUnknown``."""

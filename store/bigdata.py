@@ -5,11 +5,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from store.durable import write_atomic
 from store.errors import BadBigDataKey, BigDataUnknown, DigestUnknown
+from store.names import dedupe
+
+if TYPE_CHECKING:
+    from store.records import Container, Image
 
 _PLAIN: Final = frozenset(".0123456789abcdefghijklmnopqrstuvwxyz")
 MANIFEST: Final = "manifest"
@@ -80,3 +85,33 @@ def manifest_digest(data: bytes) -> str:
 
 def _unpadded(text: str) -> bytes:
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+
+
+def with_image_data(image: Image, key: str, data: bytes, digest: str = "") -> Image:
+    """``image`` with item ``key`` of that content recorded.
+
+    Raises:
+        DigestUnknown: a signed schema 1 manifest is malformed.
+    """
+    is_manifest = key.startswith(MANIFEST)
+    if not digest:
+        digest = manifest_digest(data) if is_manifest else digest_of(data)
+    changed = replace(
+        image,
+        big_data_names=dedupe([*image.big_data_names, key]),
+        big_data_sizes={**image.big_data_sizes, key: len(data)},
+        big_data_digests={**image.big_data_digests, key: digest},
+    )
+    if is_manifest and not changed.digest:
+        changed = replace(changed, digest=digest)
+    return changed
+
+
+def with_container_data(container: Container, key: str, data: bytes, digest: str = "") -> Container:
+    """``container`` with item ``key`` of that content recorded."""
+    return replace(
+        container,
+        big_data_names=dedupe([*container.big_data_names, key]),
+        big_data_sizes={**container.big_data_sizes, key: len(data)},
+        big_data_digests={**container.big_data_digests, key: digest or digest_of(data)},
+    )

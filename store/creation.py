@@ -6,25 +6,15 @@ leaves a record without content; a tree without a record is harmless (FORMAT 7).
 
 from __future__ import annotations
 
-import gzip
-import io
-import os
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, BinaryIO, Final, cast
+from typing import TYPE_CHECKING, BinaryIO, Final
 
-from drivers.base import Applied, Creation
-from drivers.errors import LayerExists
-from drivers.idmap import IDMappings
 from store import bigdata, codec, durable
 from store.errors import (
     BadValue,
-    DuplicateID,
     ImageUnknown,
-    LayerUnknown,
-    ParentIsContainer,
-    ParentUnknown,
 )
 from store.idmaps import AutomaticMappings
 from store.ids import check_id, new_id
@@ -36,7 +26,6 @@ if TYPE_CHECKING:
     from store.core import Transaction
     from store.layers import LayerDraft
 
-_GZIP_LEVEL: Final = 1
 DEFAULT_LAYER: Final = LayerOptions()
 DEFAULT_IMAGE: Final = ImageOptions()
 DEFAULT_CONTAINER: Final = ContainerOptions()
@@ -119,100 +108,12 @@ class Creations(AutomaticMappings):
             layer = self.grow_layer(tx.layers, undo, layer, base, mappings, writeable, options)
             size = 0
             if archive is not None:
-                layer, size = self._fill(layer, archive, options, undo)
-            layer = self._add_big_data(layer, options.big_data, undo)
+                layer, size = self.fill_layer(layer, archive, options, undo)
+            layer = self.add_layer_data(layer, options.big_data, undo)
             tx.layers.add(layer)
             tx.layers.flush()
             undo.pop_all()
         return layer, size
-
-    def parent_layer(self, tx: Transaction, key: str) -> Layer:
-        """The layer another may be made from.
-
-        Raises:
-            ParentUnknown, ParentIsContainer
-        """
-        layer = tx.layers.view.resolve(key)
-        if layer is None:
-            with suppress(LayerUnknown):
-                layer = self.layer(key)
-        if layer is None:
-            raise ParentUnknown(f"no layer is called {key!r}, so nothing can be made from it")
-        holder = next(iter(tx.containers.view.on_layer(layer.id)), None)
-        if holder is not None:
-            raise ParentIsContainer(f"layer {layer.id} belongs to container {holder.id}; commit it first")
-        return layer
-
-    def grow_layer(
-        self,
-        draft: LayerDraft,
-        undo: ExitStack,
-        layer: Layer,
-        base: Layer | None,
-        mappings: IDMappings,
-        writeable: bool,
-        options: LayerOptions,
-    ) -> Layer:
-        """Make a layer's tree; ``undo`` then holds its removal. The record is not added yet.
-
-        Raises:
-            DuplicateID, DuplicateName, LayerUnknown (the template), OSError
-        """
-        if draft.get(layer.id) is not None:
-            raise DuplicateID(f"the layer ID {layer.id} is already in use")
-        draft.check_names(layer.names)
-        creation = Creation(
-            mount_label=layer.mount_label, storage_opts=options.storage_opts, mappings=mappings
-        )
-        parent = base.id if base is not None else None
-        try:
-            if options.template:
-                layer = self._copy_template(draft, undo, layer, parent, creation, options.template)
-            elif writeable:
-                self.driver.create_read_write(layer.id, parent, creation)
-            else:
-                self.driver.create(layer.id, parent, creation)
-        except LayerExists:
-            self._replace_orphan(layer.id)
-            return self.grow_layer(draft, undo, layer, base, mappings, writeable, options)
-        undo.callback(self.driver.remove, layer.id)
-        inherited = base.mappings if base is not None else IDMappings()
-        if not options.template and inherited != mappings and base is not None:
-            self.driver.update_id_map(layer.id, inherited, mappings)
-        return replace(layer, uidmap=mappings.uids, gidmap=mappings.gids)
-
-    def _replace_orphan(self, layer_id: str) -> None:
-        """Remove a tree no record names: what a killed creation of the same layer left."""
-        self.driver.remove(layer_id)
-
-    def _copy_template(
-        self,
-        draft: LayerDraft,
-        undo: ExitStack,
-        layer: Layer,
-        parent: str | None,
-        creation: Creation,
-        key: str,
-    ) -> Layer:
-        """Copy tree, tar-split and recorded digests of a template layer."""
-        template = draft.existing(key)
-        self.driver.create_from_template(layer.id, template.id, parent, creation, template.mappings)
-        with suppress(FileNotFoundError):
-            target = self.tar_split_path(layer.id)
-            durable.write_atomic(target, self.tar_split_path(template.id).read_bytes())
-            undo.callback(target.unlink, missing_ok=True)
-        return replace(
-            template,
-            id=layer.id,
-            names=layer.names,
-            parent=parent or "",
-            mount_label=layer.mount_label or template.mount_label,
-            created=layer.created,
-            metadata=layer.metadata or template.metadata,
-            flags=layer.flags,
-            big_data_names=(),
-            extra=(),
-        )
 
     # -- filling ---------------------------------------------------------------------------------
 
@@ -229,65 +130,11 @@ class Creations(AutomaticMappings):
             LayerUnknown, MalformedArchive, HostileArchive (the layer then has part of the archive)
         """
         with self.transaction(layers="w") as tx, ExitStack() as undo:
-            layer, size = self._fill(tx.layers.existing(key), archive, DEFAULT_LAYER, undo)
+            layer, size = self.fill_layer(tx.layers.existing(key), archive, DEFAULT_LAYER, undo)
             tx.layers.put(layer)
             tx.layers.flush()
             undo.pop_all()
         return size
-
-    def _fill(
-        self, layer: Layer, archive: BinaryIO, options: LayerOptions, undo: ExitStack
-    ) -> tuple[Layer, int]:
-        with self._tar_split(layer.id, undo) as lines:
-            applied = self.driver.apply_diff(layer.id, archive, mappings=layer.mappings, tar_split=lines)
-            _check_digests(applied, options)
-        self._sync(layer.id)
-        return (
-            replace(
-                layer,
-                compressed_digest=applied.compressed_digest,
-                compressed_size=applied.compressed_size,
-                diff_digest=applied.diff_digest,
-                diff_size=applied.diff_size,
-                compression=int(applied.compression),
-                uids=applied.uids,
-                gids=applied.gids,
-            ),
-            applied.content_size,
-        )
-
-    @contextmanager
-    def _tar_split(self, layer_id: str, undo: ExitStack) -> Iterator[BinaryIO]:
-        """A stream that becomes the layer's tar-split file when the block ends well."""
-        path = self.tar_split_path(layer_id)
-        temporary = path.with_name(f".tmp-{path.name}{os.urandom(4).hex()}")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            with open(fd, "wb", buffering=0) as file:
-                with gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as packed:
-                    buffered = io.BufferedWriter(cast("io.RawIOBase", packed), 1 << 16)
-                    yield cast("BinaryIO", buffered)
-                    buffered.flush()
-                    buffered.detach()
-                os.fdatasync(file.fileno())
-            os.rename(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        undo.callback(path.unlink, missing_ok=True)
-
-    def _sync(self, layer_id: str) -> None:
-        """Wait until the layer's content is on the disk, before a record says that it is there."""
-        with self.driver.mounted(layer_id) as path:
-            durable.sync_filesystem(path)
-
-    def _add_big_data(self, layer: Layer, items: Iterable[BigData], undo: ExitStack) -> Layer:
-        directory = self.table_directory("layers") / layer.id
-        for item in items:
-            undo.callback(durable.remove_tree, directory)
-            bigdata.write(directory, item.key, item.data)
-            layer = replace(layer, big_data_names=dedupe([*layer.big_data_names, item.key]))
-        return layer
 
     # -- images ----------------------------------------------------------------------------------
 
@@ -324,14 +171,13 @@ class Creations(AutomaticMappings):
         with self.transaction(layers="r", images="w") as tx, ExitStack() as undo:
             if layer:
                 image = replace(image, layer=self._top_layer(tx, layer))
-            if tx.images.get(image.id) is not None:
-                raise DuplicateID(f"the image ID {image.id} is already in use")
+            tx.images.check_id_free(image.id)
             tx.images.check_names(image.names)
             directory = self.table_directory("images") / image.id
             for item in items:
                 undo.callback(durable.remove_tree, directory)
                 bigdata.write(directory, item.key, item.data)
-                image = with_image_data(image, item.key, item.data, item.digest)
+                image = bigdata.with_image_data(image, item.key, item.data, item.digest)
             tx.images.add(image)
             tx.images.flush()
             undo.pop_all()
@@ -373,8 +219,7 @@ class Creations(AutomaticMappings):
                 stack.enter_context(self.userns_lock.writing(self.options.lock_timeout))
             tx = stack.enter_context(self.transaction(layers="w", images="w", containers="w"))
             undo = stack.enter_context(ExitStack())
-            if tx.containers.get(container_id) is not None:
-                raise DuplicateID(f"the container ID {container_id} is already in use")
+            tx.containers.check_id_free(container_id)
             tx.containers.check_names(names)
             made_from = self._image_for_container(tx, image) if image else None
             options = self.settle_mappings(tx, options, made_from)
@@ -438,17 +283,8 @@ class Creations(AutomaticMappings):
         for item in items:
             undo.callback(durable.remove_tree, directory)
             bigdata.write(directory, item.key, item.data)
-            container = with_container_data(container, item.key, item.data, item.digest)
+            container = bigdata.with_container_data(container, item.key, item.data, item.digest)
         return container
-
-
-def _check_digests(applied: Applied, options: LayerOptions) -> None:
-    for wanted, actual, what in (
-        (options.original_digest, applied.compressed_digest, "archive"),
-        (options.uncompressed_digest, applied.diff_digest, "uncompressed archive"),
-    ):
-        if wanted and wanted != actual:
-            raise BadValue(f"the {what} has the digest {actual}, not {wanted}")
 
 
 def container_flags(options: ContainerOptions) -> dict[str, object]:
@@ -461,33 +297,3 @@ def container_flags(options: ContainerOptions) -> dict[str, object]:
     if options.mount_options:
         flags["MountOpts"] = list(options.mount_options)
     return flags
-
-
-def with_image_data(image: Image, key: str, data: bytes, digest: str = "") -> Image:
-    """``image`` with item ``key`` of that content recorded.
-
-    Raises:
-        DigestUnknown: a signed schema 1 manifest is malformed.
-    """
-    is_manifest = key.startswith(bigdata.MANIFEST)
-    if not digest:
-        digest = bigdata.manifest_digest(data) if is_manifest else bigdata.digest_of(data)
-    changed = replace(
-        image,
-        big_data_names=dedupe([*image.big_data_names, key]),
-        big_data_sizes={**image.big_data_sizes, key: len(data)},
-        big_data_digests={**image.big_data_digests, key: digest},
-    )
-    if is_manifest and not changed.digest:
-        changed = replace(changed, digest=digest)
-    return changed
-
-
-def with_container_data(container: Container, key: str, data: bytes, digest: str = "") -> Container:
-    """``container`` with item ``key`` of that content recorded."""
-    return replace(
-        container,
-        big_data_names=dedupe([*container.big_data_names, key]),
-        big_data_sizes={**container.big_data_sizes, key: len(data)},
-        big_data_digests={**container.big_data_digests, key: digest or bigdata.digest_of(data)},
-    )

@@ -7,56 +7,31 @@ owners shifted, which the image remembers in ``mapped-layers`` and other contain
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from drivers.idmap import IDMap, IDMappings
 from store import codec
-from store.errors import InvalidMappings, LayerUnknown, NoAvailableIDs
+from store.errors import LayerUnknown, NoAvailableIDs
+from store.growth import Growth
+from store.idranges import Range, check_mappings, free_ranges, pack, subordinate_ids
 from store.ids import new_id
-from store.options import AutoUserNs, ContainerOptions, IDMapOptions, LayerOptions
-from store.queries import Queries
+from store.options import AutoUserNs, ContainerOptions, LayerOptions
 from store.records import Container, Image, Layer
 
 if TYPE_CHECKING:
     from store.core import Transaction
-    from store.layers import LayerDraft
 
 _NOBODY: Final = 65534
-_MAX_ID: Final = 2**32 - 1
 DEFAULT_AUTO_USER: Final = "containers"
 
 
-class Range(NamedTuple):
-    """Host IDs from ``start`` up to, but not including, ``end``."""
-
-    start: int
-    end: int
-
-
-class AutomaticMappings(Queries):
+class AutomaticMappings(Growth):
     """How new layers and containers get their ID mappings."""
-
-    def layer_mappings(self, options: IDMapOptions, base: Layer | None) -> IDMappings:
-        """The mapping a new layer's owners have on disk.
-
-        Raises:
-            InvalidMappings
-        """
-        inherited = (
-            base.mappings if base is not None else IDMappings(self.options.uidmap, self.options.gidmap)
-        )
-        mappings = IDMappings(
-            () if options.host_uidmap else options.uidmap or inherited.uids,
-            () if options.host_gidmap else options.gidmap or inherited.gids,
-        )
-        check_mappings(mappings)
-        return IDMappings() if self.can_shift(mappings) else mappings
 
     def settle_mappings(
         self, tx: Transaction, options: ContainerOptions, image: Image | None
@@ -127,19 +102,6 @@ class AutomaticMappings(Queries):
         tx.images.flush()
         return made
 
-    def grow_layer(
-        self,
-        draft: LayerDraft,
-        undo: ExitStack,
-        layer: Layer,
-        base: Layer | None,
-        mappings: IDMappings,
-        writeable: bool,
-        options: LayerOptions,
-    ) -> Layer:
-        """Make a layer's tree; see :class:`store.creation.Creations`."""
-        raise NotImplementedError
-
     # -- automatic user namespaces ---------------------------------------------------------------
 
     def _automatic(self, tx: Transaction, wish: AutoUserNs, image: Image | None) -> IDMappings:
@@ -171,103 +133,6 @@ class AutomaticMappings(Queries):
             for name in (wish.passwd_file or "etc/passwd", wish.group_file or "etc/group"):
                 highest = max(highest, _highest_id(root, name.lstrip("/")))
         return highest + 1
-
-
-def check_mappings(mappings: IDMappings) -> None:
-    """Raise :class:`InvalidMappings` for empty or overlapping ranges."""
-    for ranges in (mappings.uids, mappings.gids):
-        for r in ranges:
-            if (
-                r.size <= 0
-                or min(r.container_id, r.host_id) < 0
-                or max(r.container_id, r.host_id) + r.size > _MAX_ID
-            ):
-                raise InvalidMappings(f"{r.container_id}:{r.host_id}:{r.size} is no range of IDs")
-        for start in ("container_id", "host_id"):
-            ordered = sorted((getattr(r, start), r.size) for r in ranges)
-            for (low, size), (high, _) in itertools.pairwise(ordered):
-                if low + size > high:
-                    raise InvalidMappings(f"two ranges map the {start.replace('_', ' ')} {high}")
-
-
-def parse_mapping(text: str) -> IDMap:
-    """One range as people write it, ``CONTAINER:HOST:SIZE``.
-
-    Raises:
-        InvalidMappings
-    """
-    parts = text.split(":")
-    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
-        raise InvalidMappings(f"{text!r} is no ID mapping; CONTAINER:HOST:SIZE in numbers is")
-    result = IDMap(*(int(part) for part in parts))
-    check_mappings(IDMappings((result,)))
-    return result
-
-
-def subordinate_ids(path: Path, user: str) -> list[Range]:
-    """Ranges the file ``/etc/subuid`` or ``/etc/subgid`` gives ``user`` (subuid(5)), by name or number."""
-    wanted = {user, *_other_names(user)}
-    ranges = []
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    for line in lines:
-        fields = line.strip().split(":")
-        if len(fields) == 3 and fields[0] in wanted and fields[1].isdigit() and fields[2].isdigit():
-            ranges.append(Range(int(fields[1]), int(fields[1]) + int(fields[2])))
-    return ranges
-
-
-def _other_names(user: str) -> Iterator[str]:
-    import pwd
-
-    try:
-        yield str(pwd.getpwnam(user).pw_uid)
-    except KeyError:
-        return
-
-
-def free_ranges(available: Iterable[Range], used: Iterable[Range]) -> list[Range]:
-    """What is left of ``available`` without ``used``, in ascending order."""
-    free: list[Range] = []
-    taken = sorted(used)
-    for start, end in sorted(available):
-        for low, high in taken:
-            if high <= start or low >= end:
-                continue
-            if low > start:
-                free.append(Range(start, low))
-            start = max(start, high)
-        if start < end:
-            free.append(Range(start, end))
-    return free
-
-
-def pack(size: int, free: Iterable[Range], additional: tuple[IDMap, ...] = ()) -> tuple[IDMap, ...]:
-    """Map container IDs from 0 up to ``size`` to free host IDs, around the ``additional`` mappings.
-
-    Raises:
-        NoAvailableIDs
-    """
-    hosts = free_ranges(free, [Range(m.host_id, m.host_id + m.size) for m in additional])
-    inside = free_ranges(
-        [Range(0, size)], [Range(m.container_id, m.container_id + m.size) for m in additional]
-    )
-    result = list(additional)
-    for start, end in inside:
-        while start < end:
-            if not hosts:
-                raise NoAvailableIDs(
-                    f"{size} unused IDs are needed, {end - start} are lacking; see subuid(5)"
-                )
-            low, high = hosts.pop(0)
-            count = min(end - start, high - low)
-            result.append(IDMap(start, low, count))
-            start += count
-            if low + count < high:
-                hosts.insert(0, Range(low + count, high))
-    return tuple(sorted(result, key=lambda m: m.container_id))
 
 
 def _used(containers: Iterable[Container], which: str) -> list[Range]:

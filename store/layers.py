@@ -102,11 +102,6 @@ class MountDraft(Draft[MountPoint]):
         if count > 0 and path:
             self.add(MountPoint(id=layer_id, path=path, count=count))
 
-    def save(self) -> None:
-        """Write the table even if nothing changed."""
-        self._touch()
-        self.flush()
-
 
 class LayerDraft(Draft[Layer]):
     """The layers under their lock, with the mounts in ``mounts``."""
@@ -139,15 +134,15 @@ class LayerDraft(Draft[Layer]):
         self.flush()
         return flagged
 
-    def flush(self) -> None:
+    def flush(self, *, anyway: bool = False) -> None:
         """Save the layers, and with them the mounts of those that still exist."""
-        dirty = self._dirty
-        super().flush()
-        if dirty:
+        saving = self._dirty or anyway
+        super().flush(anyway=anyway)
+        if saving:
             for mount in self.mounts:
                 if self.get(mount.id) is None:
                     self.mounts.remove(mount.id)
-            self.mounts.save()
+            self.mounts.flush(anyway=True)
 
 
 class LayerTable(Table[Layer, LayerView, LayerDraft]):

@@ -161,15 +161,14 @@ class Draft(Generic[R]):
         self._dirty = True
         self._view = None
 
-    def add(self, record: R) -> R:
-        """Append a new record.
+    def check_id_free(self, record_id: str) -> None:
+        """Raise :class:`DuplicateID` if a record, also one that is broken, has the ID."""
+        if record_id in self._records or any(record_id == broken.id for broken in self.view.broken):
+            raise DuplicateID(f"the ID {record_id} is already in use in {self._table.name}")
 
-        Raises:
-            DuplicateID: the ID is taken, also by a record that is broken.
-        """
-        broken = {b.id for s in self._segments for b in s.items if isinstance(b, Broken)}
-        if record.id in self._records or record.id in broken:
-            raise DuplicateID(f"the ID {record.id} is already in use in {self._table.name}")
+    def add(self, record: R) -> R:
+        """Append a new record; :class:`DuplicateID`."""
+        self.check_id_free(record.id)
         self._touch()
         self._records[record.id] = record
         return record
@@ -191,22 +190,25 @@ class Draft(Generic[R]):
         self._touch()
         self._dropped.add(broken)
 
-    def flush(self) -> None:
+    def flush(self, *, anyway: bool = False) -> None:
         """Save now: stamp first, then each file that changed.
 
+        Args:
+            anyway: stamp and rewrite the main file even if it stays as it is.
+
         Raises:
-            StoreReadOnly, OSError
+            OSError
         """
-        if not self._dirty:
+        if not self._dirty and not anyway:
             return
         self._table.lock.stamp()
         known = {i.id for s in self._segments for i in s.items if not isinstance(i, Broken)}
         new = [record for record in self._records.values() if record.id not in known]
-        self._segments = [self._save(segment, new) for segment in self._segments]
+        self._segments = [self._save(segment, new, anyway) for segment in self._segments]
         self._dirty = False
         self._table.adopt(self._segments, self.view)
 
-    def _save(self, segment: Segment[R], new: list[R]) -> Segment[R]:
+    def _save(self, segment: Segment[R], new: list[R], anyway: bool) -> Segment[R]:
         """Write one file unless it would stay as it is."""
         result = Segment[R](segment.path, segment.volatile)
         parts, same = self._rewrite(segment, result)
@@ -214,7 +216,7 @@ class Draft(Generic[R]):
             if getattr(record, "volatile", False) == segment.volatile:
                 _append(result, parts, record, encode(record))
                 same = False
-        if same:
+        if same and (segment.volatile or not anyway):
             return segment
         result.text = "[" + ",".join(parts) + "]"
         data = codec.to_bytes(result.text)

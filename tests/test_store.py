@@ -1,0 +1,564 @@
+"""The store's own rules: creation, removal, names, big data, and what survives a crash."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from drivers.base import ChangeKind
+from drivers.errors import DriverError
+from store import bigdata
+from store.config import StoreOptions
+from store.errors import (
+    BadBigDataKey,
+    BadID,
+    BadName,
+    BadValue,
+    BigDataUnknown,
+    ContainerUnknown,
+    DuplicateID,
+    DuplicateName,
+    ImageUnknown,
+    ImageUsedByContainer,
+    IncompleteOptions,
+    LayerHasChildren,
+    LayerUnknown,
+    LayerUsedByContainer,
+    LayerUsedByImage,
+    NotAContainer,
+    NotALayer,
+    NotAnID,
+    NotAnImage,
+    ParentIsContainer,
+    ParentUnknown,
+)
+from store.store import BigData, ContainerOptions, ImageOptions, LayerOptions, Store
+
+BASE_TAR = Path(__file__).parent / "data" / "tables" / "base.tar"
+UNUSED_ID = "ab" * 32
+
+
+@pytest.fixture
+def options(store_dirs) -> StoreOptions:
+    return StoreOptions(
+        graphroot=str(store_dirs.graphroot), runroot=str(store_dirs.runroot), driver="btrfs", lock_timeout=10
+    )
+
+
+@pytest.fixture
+def store(options):
+    with Store(options) as store:
+        yield store
+
+
+def table(store: Store, name: str) -> Path:
+    return store.graphroot / f"btrfs-{name}" / f"{name}.json"
+
+
+def on_disk(store: Store, name: str) -> list[dict[str, object]]:
+    return json.loads(table(store, name).read_bytes() or b"[]")
+
+
+def edit(store: Store, name: str, change) -> None:
+    """Change a table as another tool would: a new file in its place."""
+    path = table(store, name)
+    records = on_disk(store, name) if path.exists() else []
+    change(records)
+    path.with_suffix(".new").write_text(json.dumps(records))
+    path.with_suffix(".new").rename(path)
+
+
+def subvolumes(store: Store) -> set[str]:
+    return set(os.listdir(store.graphroot / "btrfs" / "subvolumes"))
+
+
+# -- opening -------------------------------------------------------------------------------------
+
+
+def test_open_makes_private_directories_and_empty_locks(store):
+    for path in (store.graphroot, store.runroot, *(table(store, n).parent for n in ("layers", "images"))):
+        assert path.stat().st_mode & 0o777 == 0o700
+    for name in ("storage.lock", "userns.lock", "btrfs-layers/layers.lock", "btrfs-images/images.lock"):
+        assert (store.graphroot / name).read_bytes() == b""
+    assert not table(store, "layers").exists()
+    assert (store.layers(), store.images(), store.containers()) == ([], [], [])
+
+
+def test_open_without_graphroot_is_refused():
+    with pytest.raises(IncompleteOptions):
+        Store(StoreOptions(runroot="/run/nowhere"))
+
+
+def test_two_stores_in_one_process_see_each_other(store, options):
+    with Store(options) as other:
+        layer = store.create_layer(names=["a"])
+        assert other.layer("a") == layer
+        other.delete_layer("a")
+        assert store.layers() == []
+
+
+def test_runroot_that_vanished_is_made_again(store):
+    store.create_layer(names=["a"])
+    mounts = store.runroot / "btrfs-layers"
+    for file in mounts.iterdir():
+        file.unlink()
+    mounts.rmdir()
+    store.create_layer(names=["b"])
+    assert store.mounted("a") == 0
+    assert len(store.layers()) == 2
+
+
+# -- layers --------------------------------------------------------------------------------------
+
+
+def test_create_layer_records_only_what_is_known(store):
+    layer = store.create_layer(names=["a", "a", "b"])
+    assert on_disk(store, "layers") == [
+        {"id": layer.id, "names": ["a", "b"], "created": layer.created},
+    ]
+    assert table(store, "layers").stat().st_mode & 0o777 == 0o600
+    assert (store.runroot / "btrfs-layers" / "mountpoints.json").read_bytes() == b"[]"
+    assert subvolumes(store) == {layer.id}
+
+
+def test_child_starts_as_copy_of_parent(store):
+    base = store.create_layer()
+    (store.layer_path(base.id) / "file").write_text("x")
+    child = store.create_layer(parent=base.id[:8])
+    assert child.parent == base.id
+    assert (store.layer_path(child.id) / "file").read_text() == "x"
+
+
+@pytest.mark.parametrize("bad", ["short", "AB" * 32, "a/b", "ab" * 33, "..", "ab" * 31 + "g0"])
+def test_create_with_id_tools_cannot_use_changes_nothing(store, bad):
+    for make in (store.create_layer, store.create_image, store.create_container):
+        with pytest.raises(BadID):
+            make(id=bad)
+    assert subvolumes(store) == set()
+    assert not table(store, "layers").exists()
+
+
+def test_create_with_taken_id_or_name_is_refused(store):
+    layer = store.create_layer(names=["a"])
+    with pytest.raises(DuplicateID):
+        store.create_layer(id=layer.id)
+    with pytest.raises(DuplicateName):
+        store.create_layer(names=["b", "a"])
+    image = store.create_image(names=["a"])
+    with pytest.raises(DuplicateID):
+        store.create_image(id=image.id)
+    with pytest.raises(DuplicateName):
+        store.create_image(names=["a"])
+    container = store.create_container(names=["a"])
+    with pytest.raises(DuplicateID):
+        store.create_container(id=container.id)
+    with pytest.raises(DuplicateName):
+        store.create_container(names=["a"])
+    assert subvolumes(store) == {layer.id, container.layer}
+
+
+def test_create_layer_with_unknown_or_container_parent_is_refused(store):
+    with pytest.raises(ParentUnknown):
+        store.create_layer(parent="nobody")
+    container = store.create_container()
+    with pytest.raises(ParentIsContainer):
+        store.create_layer(parent=container.layer)
+
+
+def test_put_layer_records_digests_and_gives_the_archive_back(store):
+    data = BASE_TAR.read_bytes()
+    layer, size = store.put_layer(io.BytesIO(data))
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    assert (layer.diff_digest, layer.compressed_digest) == (digest, digest)
+    assert (layer.diff_size, layer.compressed_size) == (len(data), len(data))
+    assert 0 < size < len(data)
+    assert store.layers_by_uncompressed_digest(digest) == [layer]
+    assert store.layers_by_compressed_digest(digest) == [layer]
+    assert store.tar_split_path(layer.id).stat().st_mode & 0o777 == 0o600
+    with store.diff(layer.id) as stream:
+        assert stream.read() == data
+    sample = json.loads((Path(__file__).parent / "data" / "tables" / "layers.json").read_bytes())
+    theirs = next(record for record in sample if record.get("names") == ["base"])
+    ours = on_disk(store, "layers")[0]
+    assert {k: v for k, v in ours.items() if k not in ("id", "created", "names")} == {
+        k: v for k, v in theirs.items() if k not in ("id", "created", "names")
+    }
+
+
+def test_put_layer_from_damaged_archive_leaves_nothing(store):
+    with pytest.raises(DriverError):
+        store.put_layer(io.BytesIO(b"this is no tar archive" * 100))
+    with pytest.raises(BadValue):
+        store.put_layer(io.BytesIO(BASE_TAR.read_bytes()), options=LayerOptions(original_digest="sha256:00"))
+    assert (store.layers(), subvolumes(store)) == ([], set())
+    assert [p.name for p in table(store, "layers").parent.iterdir()] == ["layers.lock"]
+
+
+def test_put_layer_takes_over_tree_of_killed_creation(store):
+    store.driver.create(UNUSED_ID)
+    (store.driver.get(UNUSED_ID) / "junk").write_text("x")
+    layer, _ = store.put_layer(io.BytesIO(BASE_TAR.read_bytes()), id=UNUSED_ID)
+    assert not (store.layer_path(layer.id) / "junk").exists()
+
+
+def test_apply_diff_on_existing_layer_replaces_digests(store):
+    layer = store.create_layer()
+    store.apply_diff(layer.id, io.BytesIO(BASE_TAR.read_bytes()))
+    assert store.layer(layer.id).diff_size == BASE_TAR.stat().st_size
+    with pytest.raises(LayerUnknown):
+        store.apply_diff("nobody", io.BytesIO(b""))
+
+
+def test_changes_and_fresh_diff_of_edited_child(store):
+    base, _ = store.put_layer(io.BytesIO(BASE_TAR.read_bytes()))
+    child = store.create_layer(parent=base.id)
+    (store.layer_path(child.id) / "new").write_text("hello")
+    assert [(c.path, c.kind) for c in store.changes(child.id)] == [(b"/new", ChangeKind.ADDED)]
+    assert store.diff_size(child.id) == 5
+    with store.diff(child.id) as stream:
+        assert b"hello" in stream.read()
+    assert store.diff_size(base.id) == BASE_TAR.stat().st_size
+
+
+def test_template_layer_copies_content_digests_and_tar_split(store):
+    base, _ = store.put_layer(io.BytesIO(BASE_TAR.read_bytes()), names=["base"])
+    copy = store.create_layer(options=LayerOptions(template="base"))
+    assert (copy.diff_digest, copy.parent, copy.names) == (base.diff_digest, "", ())
+    with store.diff(copy.id) as stream:
+        assert stream.read() == BASE_TAR.read_bytes()
+
+
+# -- lookups -------------------------------------------------------------------------------------
+
+
+def test_lookup_order_is_id_name_layer_prefix(store):
+    image = store.create_image(names=["web"])
+    container = store.create_container(names=["web"], image=image.id)
+    assert store.container("web") == store.container(container.id[:5]) == store.container(container.layer)
+    assert store.image("web") == image
+    assert store.lookup("web") == image.id
+    assert store.container_by_layer(container.layer) == container
+    assert store.exists(container.id[:12])
+    assert not store.exists("w")
+
+
+def test_ambiguous_prefix_is_unknown(store):
+    store.create_layer(id="aa" + "0" * 62)
+    store.create_layer(id="aa" + "1" * 62)
+    with pytest.raises(LayerUnknown):
+        store.layer("aa")
+    assert store.layer("aa1").id == "aa" + "1" * 62
+
+
+def test_unknown_things_raise_their_own_error(store):
+    for method, error in [
+        (store.layer, LayerUnknown),
+        (store.image, ImageUnknown),
+        (store.container, ContainerUnknown),
+        (store.lookup, LayerUnknown),
+        (store.names, NotAnID),
+        (store.metadata, NotAnID),
+        (store.delete, LayerUnknown),
+        (store.delete_layer, NotALayer),
+        (store.delete_image, NotAnImage),
+        (store.delete_container, NotAContainer),
+        (store.mount, LayerUnknown),
+        (store.unmount, LayerUnknown),
+        (store.mounted, LayerUnknown),
+        (store.layers_by_compressed_digest, LayerUnknown),
+        (store.image_size, ImageUnknown),
+        (store.container_size, ContainerUnknown),
+    ]:
+        with pytest.raises(error):
+            method("nobody")
+    assert store.images_by_digest("sha256:00") == []
+
+
+# -- removal -------------------------------------------------------------------------------------
+
+
+def test_delete_layer_in_use_is_refused_by_id_and_by_name(store):
+    base = store.create_layer(names=["base"])
+    top = store.create_layer(parent="base", names=["top"])
+    image = store.create_image(layer="top")
+    for key in (base.id, "base", base.id[:10]):
+        with pytest.raises(LayerHasChildren, match=top.id):
+            store.delete_layer(key)
+    for key in (top.id, "top"):
+        with pytest.raises(LayerUsedByImage):
+            store.delete_layer(key)
+    container = store.create_container(image=image.id)
+    with pytest.raises(LayerUsedByContainer):
+        store.delete_layer(container.layer)
+    assert len(store.layers()) == 3
+
+
+def test_delete_image_takes_only_layers_nothing_else_needs(store):
+    base = store.create_layer()
+    left = store.create_layer(parent=base.id)
+    right = store.create_layer(parent=base.id)
+    first = store.create_image(names=["first"], layer=left.id)
+    store.create_image(names=["second"], layer=right.id)
+    assert store.delete_image("first", commit=False) == [left.id]
+    assert store.image("first") == first
+    assert store.delete_image("first") == [left.id]
+    assert store.delete_image("second") == [right.id, base.id]
+    assert subvolumes(store) == set()
+
+
+def test_delete_image_of_a_container_is_refused(store):
+    image = store.create_image(layer=store.create_layer().id)
+    container = store.create_container(image=image.id)
+    with pytest.raises(ImageUsedByContainer):
+        store.delete_image(image.id)
+    store.delete_container(container.id)
+    store.delete_image(image.id)
+    assert subvolumes(store) == set()
+
+
+def test_delete_container_takes_layer_and_directories(store):
+    container = store.create_container(names=["web"], options=ContainerOptions(big_data=[BigData("k", b"v")]))
+    store.container_directory("web").joinpath("state").write_text("x")
+    run = store.container_run_directory("web")
+    store.mount("web")
+    store.delete_container("web")
+    assert subvolumes(store) == set()
+    assert not run.parent.exists()
+    assert [p.name for p in table(store, "containers").parent.iterdir() if p.is_dir()] == []
+    assert on_disk(store, "containers") == []
+    mounts = json.loads((store.runroot / "btrfs-layers" / "mountpoints.json").read_bytes())
+    assert mounts == []
+    assert container.id not in {c.id for c in store.containers()}
+
+
+def test_delete_without_checks_and_wipe(store):
+    base = store.create_layer(names=["base"])
+    store.create_layer(parent="base")
+    store.create_image(names=["img"], layer="base")
+    store.create_container(names=["web"], image="img")
+    store.delete("img")
+    assert store.images() == []
+    store.delete("base")
+    assert base.id not in subvolumes(store)
+    store.wipe()
+    assert (store.layers(), store.containers(), subvolumes(store)) == ([], [], set())
+
+
+def test_delete_removes_nested_subvolumes(store):
+    container = store.create_container()
+    nested = store.layer_path(container.layer) / "nested"
+    store.driver.create("ee" * 32)
+    (store.graphroot / "btrfs" / "subvolumes" / ("ee" * 32)).rename(nested)
+    store.delete_container(container.id)
+    assert subvolumes(store) == set()
+
+
+# -- names and metadata --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", ["create_layer", "create_image", "create_container"])
+def test_set_names_moves_a_name_from_its_owner(store, make):
+    first = getattr(store, make)(names=["a", "b"])
+    second = getattr(store, make)(names=["c"])
+    store.set_names(second.id, ["b", "b", "d"])
+    assert store.names(first.id) == ["a"]
+    assert store.names(second.id) == ["b", "d"]
+    assert store.lookup("b") == second.id
+    assert not store.exists("c")
+
+
+def test_add_names_go_first_and_remove_takes_them_away(store):
+    container = store.create_container(names=["a"])
+    store.add_names("a", ["b", "c"])
+    assert store.names(container.id) == ["b", "c", "a"]
+    store.remove_names("a", ["c", "nobody"])
+    assert store.names(container.id) == ["b", "a"]
+    with pytest.raises(BadName):
+        store.set_names("a", [""])
+
+
+def test_image_remembers_names_it_had(store):
+    image = store.create_image(names=["a"])
+    assert image.names_history == ()
+    store.set_names("a", ["b"])
+    store.set_names("b", ["c", "b"])
+    assert store.image("c").names_history == ("b", "c")
+
+
+def test_metadata_of_each_kind(store):
+    for record in (store.create_layer(), store.create_image(), store.create_container()):
+        store.set_metadata(record.id, "<text>")
+        assert store.metadata(record.id) == "<text>"
+    with pytest.raises(NotAnID):
+        store.set_metadata("nobody", "")
+
+
+# -- big data ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("manifest", "manifest"),
+        ("abcA", "abcA"),
+        ("keyé", "keyé"),
+        ("aBc", "=YUJj"),
+        ("manifest-x", "=bWFuaWZlc3QteA=="),
+        ("sha256:", "sha256:"),
+        ("sha256:a", "=c2hhMjU2OmE="),
+        ("a.b", "a.b"),
+    ],
+)
+def test_big_data_file_names_are_the_originals(key, name):
+    assert bigdata.file_name(key) == name
+
+
+@pytest.mark.parametrize("key", ["", ".", "..", "/", "a/", "xy?Zq", "a\0", "B" * 200])
+def test_big_data_key_without_safe_file_name_is_refused(store, key):
+    with pytest.raises(BadBigDataKey):
+        bigdata.file_name(key)
+    image = store.create_image(names=["a"])
+    with pytest.raises(BadBigDataKey):
+        store.set_image_big_data("a", key, b"x")
+    with pytest.raises(BadBigDataKey):
+        store.create_image(options=ImageOptions(big_data=[BigData(key, b"x")]))
+    assert store.images() == [image]
+
+
+def test_image_big_data_records_size_and_digest(store):
+    image = store.create_image(names=["a"])
+    store.set_image_big_data("a", "Config", b"{}")
+    store.set_image_big_data("a", "empty", b"")
+    digest = "sha256:" + hashlib.sha256(b"{}").hexdigest()
+    assert store.list_image_big_data("a") == ["Config", "empty"]
+    assert store.image_big_data("a", "Config") == b"{}"
+    assert store.image_big_data_size("a", "Config") == 2
+    assert store.image_big_data_digest("a", "Config") == digest
+    assert store.image(image.id).digest == ""
+    with pytest.raises(BigDataUnknown):
+        store.image_big_data("a", "nothing")
+
+
+def test_image_manifest_sets_digest_found_by_digest(store):
+    image = store.create_image(options=ImageOptions(big_data=[("manifest", b"{}")]))
+    digest = "sha256:" + hashlib.sha256(b"{}").hexdigest()
+    assert image.digest == digest
+    assert store.images_by_digest(digest) == [image]
+    store.set_image_big_data(image.id, "manifest-2", b"[]", "sha256:" + "1" * 64)
+    assert store.image(image.id).digests == (digest, "sha256:" + "1" * 64)
+    assert [i.id for i in store.images_by_digest("sha256:" + "1" * 64)] == [image.id]
+
+
+def test_signed_schema_1_manifest_is_known_by_its_payload():
+    payload = b'{\n   "schemaVersion": 1,\n   "name": "x"'
+    protected = json.dumps({"formatLength": len(payload), "formatTail": "Cn0"}).encode()
+    import base64
+
+    encoded = base64.urlsafe_b64encode(protected).rstrip(b"=").decode()
+    signed = payload + b',\n   "signatures": [{"protected": "' + encoded.encode() + b'"}]\n}'
+    assert bigdata.manifest_digest(signed) == "sha256:" + hashlib.sha256(payload + b"\n}").hexdigest()
+
+
+def test_layer_and_container_big_data(store):
+    layer = store.create_layer()
+    store.set_layer_big_data(layer.id, "k", b"data")
+    assert store.layer_big_data(layer.id, "k") == b"data"
+    assert store.list_layer_big_data(layer.id) == ["k"]
+    container = store.create_container()
+    store.set_container_big_data(container.id, "k", b"more")
+    assert store.container_big_data(container.id, "k") == b"more"
+    assert store.container_big_data_size(container.id, "k") == 4
+    assert store.container_big_data_digest(container.id, "k") == bigdata.digest_of(b"more")
+
+
+def test_private_directory_files_stay_inside(store):
+    container = store.create_container()
+    store.set_container_directory_file(container.id, "a/b", b"1")
+    store.set_container_run_directory_file(container.id, "c", b"2")
+    assert store.from_container_directory(container.id, "a/b") == b"1"
+    assert store.from_container_run_directory(container.id, "c") == b"2"
+    for bad in ("../x", "/x", ""):
+        with pytest.raises(BadName):
+            store.set_container_directory_file(container.id, bad, b"")
+
+
+# -- containers ----------------------------------------------------------------------------------
+
+
+def test_container_record_has_the_flags_tools_expect(store):
+    image = store.create_image(layer=store.create_layer().id)
+    container = store.create_container(image=image.id, options=ContainerOptions(volatile=True))
+    assert on_disk(store, "containers") == [
+        {
+            "id": container.id,
+            "image": image.id,
+            "layer": container.layer,
+            "created": container.created,
+            "flags": {"MountLabel": "", "ProcessLabel": "", "Volatile": True},
+        }
+    ]
+    assert store.layer(container.layer).parent == image.layer
+
+
+def test_container_from_unknown_image_changes_nothing(store):
+    with pytest.raises(ImageUnknown):
+        store.create_container(image="nobody")
+    image = store.create_image(layer=store.create_layer().id)
+    edit(store, "layers", list.clear)
+    with pytest.raises(LayerUnknown):
+        store.create_container(image=image.id)
+    assert store.containers() == []
+
+
+# -- mounting ------------------------------------------------------------------------------------
+
+
+def test_mount_counts_are_shared_and_forgotten_at_zero(store, options):
+    container = store.create_container(names=["web"])
+    path = store.mount("web")
+    assert path == store.graphroot / "btrfs" / "subvolumes" / container.layer
+    with Store(options) as other:
+        assert other.mount("web") == path
+        assert store.mounted("web") == 2
+        mounts = json.loads((store.runroot / "btrfs-layers" / "mountpoints.json").read_bytes())
+        assert mounts == [{"id": container.layer, "path": str(path), "count": 2}]
+        assert other.unmount(str(path)) is True
+    assert store.unmount("web") is False
+    assert store.unmount("web") is False
+    assert store.mounted("web") == 0
+
+
+def test_shutdown_with_mounts_needs_force_and_ends(store):
+    layer = store.create_layer()
+    store.mount(layer.id)
+    store.mount(layer.id)
+    with pytest.raises(LayerUsedByContainer, match=layer.id):
+        store.shutdown()
+    assert store.shutdown(force=True) == [layer.id]
+    assert store.mounted(layer.id) == 0
+    assert len(store.storage_lock.token()) == 64
+
+
+def test_mount_image_read_write_is_refused(store):
+    image = store.create_image(layer=store.create_layer().id)
+    with pytest.raises(BadValue):
+        store.mount_image(image.id, ("rw",))
+    store.mount_image(image.id)
+    assert store.unmount_image(image.id) is False
+
+
+def test_sizes(store):
+    layer, _ = store.put_layer(io.BytesIO(BASE_TAR.read_bytes()))
+    image = store.create_image(layer=layer.id, options=ImageOptions(big_data=[("k", b"12345")]))
+    assert store.layer_size(layer.id) == BASE_TAR.stat().st_size
+    assert store.image_size(image.id) == BASE_TAR.stat().st_size + 5
+    container = store.create_container(image=image.id)
+    store.set_container_directory_file(container.id, "f", b"x" * 1000)
+    with_file = store.container_size(container.id)
+    store.set_container_directory_file(container.id, "f", b"x")
+    assert with_file - store.container_size(container.id) == 999

@@ -1,0 +1,239 @@
+"""Tables other tools wrote or damaged, failing saves, crashes and many threads."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from store.config import StoreOptions
+from store.errors import (
+    BadRecord,
+    DuplicateID,
+    LayerUnknown,
+    LockTimeout,
+)
+from store.records import INCOMPLETE, MountPoint
+from store.store import Store
+
+BASE_TAR = Path(__file__).parent / "data" / "tables" / "base.tar"
+UNUSED_ID = "ab" * 32
+
+
+@pytest.fixture
+def options(store_dirs) -> StoreOptions:
+    return StoreOptions(
+        graphroot=str(store_dirs.graphroot), runroot=str(store_dirs.runroot), driver="btrfs", lock_timeout=10
+    )
+
+
+@pytest.fixture
+def store(options):
+    with Store(options) as store:
+        yield store
+
+
+def table(store: Store, name: str) -> Path:
+    return store.graphroot / f"btrfs-{name}" / f"{name}.json"
+
+
+def on_disk(store: Store, name: str) -> list[dict[str, object]]:
+    return json.loads(table(store, name).read_bytes() or b"[]")
+
+
+def edit(store: Store, name: str, change) -> None:
+    """Change a table as another tool would: a new file in its place."""
+    path = table(store, name)
+    records = on_disk(store, name) if path.exists() else []
+    change(records)
+    path.with_suffix(".new").write_text(json.dumps(records))
+    path.with_suffix(".new").rename(path)
+
+
+def subvolumes(store: Store) -> set[str]:
+    return set(os.listdir(store.graphroot / "btrfs" / "subvolumes"))
+
+
+# -- tables others wrote -------------------------------------------------------------------------
+
+
+def test_unknown_keys_of_others_survive_our_writes(store):
+    layer = store.create_layer()
+    edit(store, "layers", lambda records: records[0].update({"x-new": {"a": [1]}}))
+    store.set_names(layer.id, ["n"])
+    store.create_layer()
+    assert on_disk(store, "layers")[0]["x-new"] == {"a": [1]}
+
+
+def test_malformed_record_is_set_aside_and_kept(store):
+    layer = store.create_layer(names=["good"])
+    edit(store, "layers", lambda records: records.insert(0, {"id": UNUSED_ID, "names": 7}))
+    catalog = store.catalog()
+    assert [i.id for i in catalog.layers] == [layer.id]
+    assert [(b.table, b.id) for b in catalog.broken] == [("layers", UNUSED_ID)]
+    with pytest.raises(DuplicateID):
+        store.create_layer(id=UNUSED_ID)
+    store.create_layer()
+    assert on_disk(store, "layers")[0] == {"id": UNUSED_ID, "names": 7}
+
+
+def test_table_that_cannot_be_parsed_is_never_overwritten(store):
+    store.create_layer()
+    store.create_image(names=["img"])
+    table(store, "layers").write_text('[{"id": "half')
+    assert store.layers() == []
+    assert store.image("img").names == ("img",)
+    assert store.catalog().broken[0].id == "layers.json"
+    with pytest.raises(BadRecord, match=r"layers\.json"):
+        store.create_layer()
+    assert table(store, "layers").read_text() == '[{"id": "half'
+    store.set_names("img", ["other"])
+
+
+def test_duplicate_names_belong_to_the_later_record_and_are_repaired(store):
+    store.create_layer(names=["a"])
+    second = store.create_layer(names=["b"])
+    edit(store, "layers", lambda records: records[1].update(names=["b", "a"]))
+    assert store.layer("a").id == second.id
+    store.create_layer()
+    assert "names" not in on_disk(store, "layers")[0]
+
+
+def test_duplicate_id_counts_once(store):
+    layer = store.create_layer(names=["a"])
+    edit(store, "layers", lambda records: records.append({"id": layer.id, "names": ["z"]}))
+    assert [i.names for i in store.layers()] == [("a",)]
+    assert store.catalog().broken[0].id == layer.id
+
+
+def test_volatile_records_are_read_and_changed_where_they_are(store):
+    layer = store.create_layer()
+    path = table(store, "layers").with_name("volatile-layers.json")
+    table(store, "layers").rename(path)
+    assert store.layer(layer.id).volatile
+    store.set_names(layer.id, ["v"])
+    assert json.loads(path.read_bytes())[0]["names"] == ["v"]
+    store.create_layer(names=["stable"])
+    assert [record["names"] for record in on_disk(store, "layers")] == [["stable"]]
+
+
+def test_incomplete_layers_are_hidden_and_removed_with_or_without_content(store, options):
+    kept = store.create_layer(names=["kept"])
+    broken = store.create_layer(names=["half"])
+
+    def flag(records):
+        records[1]["flags"] = {INCOMPLETE: True}
+        records.append({"id": UNUSED_ID, "flags": {INCOMPLETE: True}})
+        records.append({"id": "cd" * 32, "flags": {INCOMPLETE: True}})
+
+    edit(store, "layers", flag)
+    assert [i.id for i in store.catalog().layers] == [kept.id]
+    with pytest.raises(LayerUnknown):
+        store.layer("half")
+    with Store(options) as opened:
+        assert [i.id for i in opened.layers()] == [kept.id]
+    assert subvolumes(store) == {kept.id}
+    assert broken.id not in {record["id"] for record in on_disk(store, "layers")}
+
+
+def test_stamp_changes_before_data_and_only_with_it(store):
+    before = store.tables.images.lock.token()
+    image = store.create_image(names=["a"])
+    after = store.tables.images.lock.token()
+    assert len(after) == 64
+    assert before != after
+    store.set_names(image.id, ["a"])  # the history changes
+    again = store.tables.images.lock.token()
+    store.set_names(image.id, ["a"])  # nothing does
+    assert store.tables.images.lock.token() == again != after
+    layers = store.tables.layers.lock.token()
+    mounts = store.tables.layers.mounts.lock.token()
+    store.create_layer()
+    assert store.tables.layers.lock.changed(layers)
+    assert store.tables.layers.mounts.lock.changed(mounts)
+
+
+def test_failed_save_undoes_the_layer(store, monkeypatch):
+    store.create_layer(names=["first"])
+    before = table(store, "layers").read_bytes()
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("store.table.write_atomic", full)
+    for make in (store.create_layer, store.create_container):
+        with pytest.raises(OSError, match="No space"):
+            make()
+    monkeypatch.undo()
+    assert table(store, "layers").read_bytes() == before
+    assert len(subvolumes(store)) == 1
+    assert [i.names for i in store.layers()] == [("first",)]
+
+
+def test_failed_container_save_takes_the_layer_back(store, monkeypatch):
+    from store.table import write_atomic
+
+    def full_for_containers(path, data, **kwargs):
+        if path.name == "containers.json":
+            raise OSError(28, "No space left on device")
+        return write_atomic(path, data, **kwargs)
+
+    monkeypatch.setattr("store.table.write_atomic", full_for_containers)
+    with pytest.raises(OSError, match="No space"):
+        store.create_container()
+    monkeypatch.undo()
+    assert (store.layers(), store.containers(), subvolumes(store)) == ([], [], set())
+
+
+def test_lock_held_by_another_thread_times_out_and_names_us(store_dirs):
+    options = StoreOptions(
+        graphroot=str(store_dirs.graphroot), runroot=str(store_dirs.runroot), driver="btrfs", lock_timeout=0.2
+    )
+    store = Store(options)
+    caught: list[Exception] = []
+
+    def attempt() -> None:
+        try:
+            store.create_layer()
+        except LockTimeout as error:
+            caught.append(error)
+
+    with store.tables.images.lock.reading(), store.tables.layers.lock.writing():
+        thread = threading.Thread(target=attempt)
+        thread.start()
+        assert store.layers() == []  # reading takes no lock
+        thread.join(10)
+    assert "layers.lock" in str(caught[0])
+
+
+def test_many_threads_on_one_store(store):
+    image = store.create_image(layer=store.create_layer().id)
+    errors: list[Exception] = []
+
+    def work(number: int) -> None:
+        try:
+            for turn in range(5):
+                container = store.create_container(names=[f"{number}-{turn}"], image=image.id)
+                assert store.container(container.id) == container
+                store.delete_container(container.id)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert errors == []
+    assert len(subvolumes(store)) == 1
+
+
+def test_mount_point_records_of_unknown_layers_are_dropped(store):
+    draft = [MountPoint(id=UNUSED_ID, path="/nowhere", count=3)]
+    path = store.runroot / "btrfs-layers" / "mountpoints.json"
+    path.write_text(json.dumps([{"id": m.id, "path": m.path, "count": m.count} for m in draft]))
+    store.create_layer()
+    assert path.read_bytes() == b"[]"
