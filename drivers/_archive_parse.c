@@ -284,8 +284,12 @@ static int own_header(struct entry *e, const uint8_t *block, const struct extens
 {
     int posix = !memcmp(block + 257, "ustar\0", 6), gnu = !memcmp(block + 257, "ustar  \0", 8);
     size_t link_size;
+    uint64_t ignored;
 
     if ((!posix && !gnu) || (posix && !memcmp(block + 508, "tar\0", 4)) || own_fields(e, block, x))
+        return FSD_OTHER;
+    /* Access and change time of a GNU header; anything else there is not one. */
+    if (gnu && ((block[345] && octal(block + 345, 12, &ignored)) || (block[357] && octal(block + 357, 12, &ignored))))
         return FSD_OTHER;
     e->type = block[156] ? (char)block[156] : '0';
     if (!strchr("0125", e->type) || (e->type != '0' && e->size))

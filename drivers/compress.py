@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, cast
 
 import zstandard
 
+from drivers import zstdframes
 from drivers.base import Compression
 from drivers.errors import HostileArchive, MalformedArchive
 from drivers.limits import DEFAULT_LIMITS
@@ -181,7 +182,7 @@ class _ChunkFile(io.RawIOBase):
 
 def _unzstd(chunks: Iterable[bytes], window: int) -> Iterator[bytes]:
     decoder = zstandard.ZstdDecompressor(max_window_size=window)
-    reader = decoder.stream_reader(cast("Any", _ChunkFile(chunks)), read_size=PIECE, read_across_frames=True)
+    reader = decoder.stream_reader(cast("Any", _ChunkFile(zstdframes.checked(chunks))), read_size=PIECE, read_across_frames=True)
     try:
         while piece := reader.read(PIECE):
             yield piece

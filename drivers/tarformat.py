@@ -223,7 +223,22 @@ def _prefix(block: bytes, magic: Magic) -> bytes:
         return _cstr(block[345:500])
     if magic is Magic.STAR:
         return _cstr(block[345:476])
+    if magic is Magic.GNU and not _has_gnu_times(block):
+        # Go's writer before 1.8 put a prefix here although GNU headers have none.
+        prefix = _cstr(block[345:500])
+        return prefix if _plain(prefix) else b""
     return b""
+
+
+def _has_gnu_times(block: bytes) -> bool:
+    """Whether access and change time are numbers, as they are in a true GNU header."""
+    try:
+        for field in (block[345:357], block[357:369]):
+            if field[0]:
+                parse_number(field, "time")
+    except MalformedArchive:
+        return False
+    return True
 
 
 def padding(size: int) -> int:

@@ -163,26 +163,21 @@ class TarReader:
 
     def _sparse_1_0(self, entry: Entry) -> Entry:
         """The map precedes the content: decimal lines, padded to a block."""
-        used = 0
-        text = b""
+        start = len(self._raw)
         numbers: list[int] = []
-        wanted = 1
+        wanted, text = 1, b""
         while len(numbers) < wanted:
-            if used + BLOCK > entry.size:
+            if len(self._raw) - start + BLOCK > entry.size:
                 raise MalformedArchive(f"{show(entry.name)}: the sparse map is truncated")
-            text += self._read_raw(BLOCK)
-            used += BLOCK
-            *lines, text = text.split(b"\n")
-            for line in lines[: wanted - len(numbers)]:
-                if not line.isdigit() or len(line) > 20:
-                    raise MalformedArchive(f"{show(entry.name)}: the sparse map is not decimal")
-                numbers.append(int(line))
-                if len(numbers) == 1:
+            *lines, text = (text + self._read_raw(BLOCK)).split(b"\n")
+            for line in lines:
+                if len(numbers) < wanted:
+                    numbers.append(_map_number(line, entry.name))
                     wanted = 1 + 2 * numbers[0]
-            if wanted > self._limits.entries or len(text) > BLOCK:
+            if wanted > self._limits.entries:
                 raise HostileArchive(f"{show(entry.name)}: a sparse map of {wanted} numbers")
         pairs = tuple(zip(numbers[1::2], numbers[2::2], strict=True))
-        stored = entry.size - used
+        stored = entry.size - (len(self._raw) - start)
         return replace(
             entry, size=stored, sparse=tar.check_sparse(pairs, entry.real_size, stored, entry.name)
         )
@@ -207,3 +202,9 @@ class TarReader:
         data = self._window.take(size) if size else b""
         self._raw += data
         return data
+
+
+def _map_number(line: bytes, name: bytes) -> int:
+    if not line.isdigit() or len(line) > 20:
+        raise MalformedArchive(f"{show(name)}: the sparse map is not decimal")
+    return int(line)
