@@ -102,8 +102,9 @@ class Pair:
         namespace = Namespace()
         with sent_commands(self._new.copy, self._old.id) as commands:
             namespace.apply(commands)
+        candidates = namespace.candidates()
         with self._comparison() as comparison:
-            return comparison.run([*namespace.candidates(), *self._nested])
+            return comparison.run([*candidates.paths, *self._nested], candidates.touched)
 
     def by_generation(self) -> list[Change]:
         """Candidates from what either side wrote after they parted; ``BtrfsError``."""

@@ -8,6 +8,7 @@ replays names only, over an old tree it never reads, and tells in the end which 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from drivers.btrfs_send import Attribute, Kind, MalformedStream
@@ -35,6 +36,18 @@ class Node:
         self.origin = origin
         self.names: dict[bytes, Node | None] = {}
         self.touched = False
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Absolute paths of the new tree, ``b""`` for the root.
+
+    ``touched`` are those of files and directories that existed before and were changed themselves; a
+    stream names one of several hard links only.
+    """
+
+    paths: list[bytes]
+    touched: frozenset[bytes]
 
 
 class Namespace:
@@ -90,20 +103,26 @@ class Namespace:
         parent, name = self._parent(path)
         parent.names[name] = node
 
-    def candidates(self) -> list[bytes]:
-        """Absolute paths where the trees may differ, ``b""`` for the root; orphan names are among them.
+    def candidates(self) -> Candidates:
+        """Where the trees may differ; orphan names are among the paths.
 
         Paths are those of the new tree. What left a directory that is still in place counts there; what
         left one that moved is inside a path the move itself makes a candidate.
         """
-        found = [b""] if self.root.touched else []
+        paths, touched = [], set()
+        if self.root.touched:
+            paths.append(b"")
         pending = [(b"", self.root)]
         while pending:
             place, node = pending.pop()
             for name, child in node.names.items():
                 path = place + b"/" + name
                 if child is None or child.touched or child.origin != path:
-                    found.append(path)
-                if child is not None and child.names:
+                    paths.append(path)
+                if child is None:
+                    continue
+                if child.touched and child.origin is not None:
+                    touched.add(path)
+                if child.names:
                     pending.append((path, child))
-        return found
+        return Candidates(paths, frozenset(touched))

@@ -394,9 +394,12 @@ def changes_size(root: Path | int, changes: Sequence[Change]) -> int:
                 continue
             with located(fd, change.path) as entry:
                 status = entry.stat if entry is not None else None
-            if status is None or stat.S_ISDIR(status.st_mode) or status.st_ino in seen:
+            if status is None or stat.S_ISDIR(status.st_mode):
                 continue
-            size += status.st_size
             if status.st_nlink > 1:
+                # By number alone, as the original: nested subvolumes may hide a file of their own.
+                if status.st_ino in seen:
+                    continue
                 seen.add(status.st_ino)
+            size += status.st_size
     return size

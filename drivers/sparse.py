@@ -31,7 +31,7 @@ from drivers.changes import (
 from drivers.changes import is_directory_like as directory_like
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     Aliases = Callable[[int], Iterable[bytes]]
     SameObject = Callable[[Entry, Entry], bool]
@@ -43,7 +43,7 @@ def same_inode(new: Entry, old: Entry) -> bool:
 
 
 def no_aliases(inode: int) -> Iterable[bytes]:
-    """For candidates that already include every name of every changed file."""
+    """For trees without hard links, and candidates that already include every name of a file."""
     return ()
 
 
@@ -54,8 +54,8 @@ class CandidateComparison:
         new, old: root directories.
         same: whether a directory present on both sides is one object, so that only the candidates
             below it can differ.
-        aliases: all paths of a file in the new tree by inode number; asked for hard links, since what
-            changed under one name changed under all.
+        aliases: all paths of a file in the new tree by inode number; asked for touched files with
+            several links, since what changed under one name changed under all.
     """
 
     def __init__(
@@ -75,12 +75,18 @@ class CandidateComparison:
         self._walk = TreeWalk(self._found, self._owners, rules)
         self._seen: set[bytes] = set()
         self._settled: set[bytes] = set()
+        self._touched: Collection[bytes] = ()
         self._linked: set[int] = set()
         self._balance: dict[bytes, int] = defaultdict(int)
         self._directories: dict[bytes, int] = {}
 
-    def run(self, candidates: Iterable[bytes]) -> list[Change]:
-        """Changes at and below the candidates, absolute paths in any order."""
+    def run(self, candidates: Iterable[bytes], touched: Collection[bytes] = ()) -> list[Change]:
+        """Changes at and below the candidates, absolute paths in any order.
+
+        Args:
+            touched: candidates whose other names may not be among the candidates.
+        """
+        self._touched = touched
         self._take(candidates)
         # Sizes can be judged only when every named entry is counted, and may name more candidates.
         while unbalanced := [p for p, excess in self._directories.items() if excess != self._balance[p]]:
@@ -95,9 +101,13 @@ class CandidateComparison:
         while pending:
             more: list[bytes] = []
             for path in pending:
-                if path not in self._seen and not self._is_settled(path):
-                    self._seen.add(path)
+                if path in self._seen:
+                    continue
+                self._seen.add(path)
+                if not self._is_settled(path):
                     more += self._decide(path)
+                elif path in self._touched:
+                    more += self._other_names(path)
             pending = sorted(set(more) - self._seen)
 
     def _is_settled(self, path: bytes) -> bool:
@@ -121,6 +131,8 @@ class CandidateComparison:
                 self._only_new(path, new)
             elif old is not None:
                 self._only_old(path)
+            else:
+                self._settled.add(path)
         return ()
 
     def _weigh(self, path: bytes, new: Entry | None, old: Entry | None) -> None:
@@ -142,10 +154,18 @@ class CandidateComparison:
             self._settled.add(path)
             if directory_like(new.stat.st_mode):
                 self._walk.emptied(path, old)
-        elif new.stat.st_nlink > 1 and new.stat.st_ino not in self._linked:
-            self._linked.add(new.stat.st_ino)
-            return self._aliases(new.stat.st_ino)
-        return ()
+        return self._links(path, new)
+
+    def _other_names(self, path: bytes) -> Iterable[bytes]:
+        with located(self._new, path) as new:
+            return () if new is None or stat.S_ISDIR(new.stat.st_mode) else self._links(path, new)
+
+    def _links(self, path: bytes, new: Entry) -> Iterable[bytes]:
+        inode = new.stat.st_ino
+        if path not in self._touched or new.stat.st_nlink == 1 or inode in self._linked:
+            return ()
+        self._linked.add(inode)
+        return self._aliases(inode)
 
     def _only_new(self, path: bytes, new: Entry) -> None:
         self._found.add(path, ChangeKind.ADDED)

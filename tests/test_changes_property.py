@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import HealthCheck, Phase, event, given, settings
+from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
 from drivers.base import ChangeKind
@@ -38,7 +38,6 @@ profile = settings(
     database=None,
     derandomize="FSD_EDIT_SCRIPTS" not in os.environ,
     suppress_health_check=list(HealthCheck),
-    phases=[Phase.explicit, Phase.generate, Phase.shrink],
 )
 few = settings(profile, max_examples=max(EXAMPLES // 4, 1))
 
@@ -114,7 +113,11 @@ def check_all_ways(layers: Layers, new: str, old: str) -> None:
     event(f"about {len(expected) // 25 * 25} changes")
 
 
+HARD_LINK_MOVED_AWAY: list[Script] = [[("write", 3, 0, 0), ("rename", 0, 8, 0)]]
+
+
 @profile
+@example(base=[[]], edits=HARD_LINK_MOVED_AWAY)
 @given(base=batches(8), edits=batches(14))
 def test_changes_of_random_edits_are_the_same_every_way(
     layers: Layers, base: list[Script], edits: list[Script]
