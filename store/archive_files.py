@@ -1,0 +1,182 @@
+"""The files inside an image archive: a tar that is looked into at any place, compressed or not."""
+
+from __future__ import annotations
+
+import io
+import os
+import posixpath
+import tarfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from drivers.base import Compression
+from drivers.compress import MAGIC_SIZE, chunks_of, decompress, detect
+from drivers.errors import HostileArchive, MalformedArchive
+from store.blobs import unnamed_file
+from store.codec import loads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+MEMBERS = 100_000
+"""Most members an image archive may have; real ones have three per layer."""
+DOCUMENT_SIZE = 4 << 20
+"""Most bytes of a JSON document, which is also containers/image's bound for manifests."""
+LINKS = 16
+"""Most symbolic links followed from one member to another."""
+
+
+class Window(io.RawIOBase):
+    """A range of a seekable file as a readable, seekable stream of its own.
+
+    Several windows may share a file as long as one thread reads at a time.
+    """
+
+    def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
+        self._file = file
+        self._offset = offset
+        self._size = size
+        self._at = 0
+
+    def readable(self) -> bool:
+        """Always true."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always true."""
+        return True
+
+    def tell(self) -> int:
+        """The place from which the next read is made."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to another place; see ``io.IOBase.seek``."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise ValueError(f"cannot seek to {base + offset}")
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill ``buffer`` as far as the range goes; ``MalformedArchive`` if the file ends before it."""
+        wanted = min(len(buffer), max(0, self._size - self._at))
+        if not wanted:
+            return 0
+        self._file.seek(self._offset + self._at)
+        piece = self._file.read(wanted)
+        if not piece:
+            raise MalformedArchive("the archive is truncated")
+        buffer[: len(piece)] = piece
+        self._at += len(piece)
+        return len(piece)
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    offset: int
+    size: int
+    link: str
+
+
+class ArchiveFiles:
+    """The members of a tar by their cleaned names (``./a//b`` is ``a/b``); symbolic links are followed.
+
+    Args:
+        file: the uncompressed tar, seekable.
+
+    Raises:
+        MalformedArchive, HostileArchive
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._members: dict[str, _Member] = {}
+        try:
+            self._read()
+        except (tarfile.TarError, EOFError, ValueError, OverflowError) as error:
+            raise MalformedArchive(f"this is no image archive: {error}") from None
+
+    def _read(self) -> None:
+        self._file.seek(0)
+        with tarfile.open(fileobj=self._file, mode="r:") as archive:
+            for member in archive:
+                if len(self._members) >= MEMBERS:
+                    raise HostileArchive(f"an image archive with more than {MEMBERS} members")
+                if member.isreg() or member.issym() or member.islnk():
+                    self._members[_clean(member.name)] = _member(member)
+        end = self._file.seek(0, os.SEEK_END)
+        if any(m.offset + m.size > end for m in self._members.values()):
+            raise MalformedArchive("the archive is truncated")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._members
+
+    def open(self, name: str) -> BinaryIO:
+        """A member's content; ``MalformedArchive`` if there is no such file."""
+        wanted = _clean(name)
+        for _ in range(LINKS):
+            member = self._members.get(wanted)
+            if member is None:
+                break
+            if not member.link:
+                return io.BufferedReader(Window(self._file, member.offset, member.size), 1 << 16)
+            wanted = _clean(posixpath.join(posixpath.dirname(wanted), member.link))
+        raise MalformedArchive(f"the archive has no file {name!r:.120}, although its index names it")
+
+    def read(self, name: str) -> bytes:
+        """A small member whole; ``HostileArchive`` if it is larger than a document may be."""
+        with self.open(name) as file:
+            data = file.read(DOCUMENT_SIZE + 1)
+        if len(data) > DOCUMENT_SIZE:
+            raise HostileArchive(f"{name!r:.120} has more than {DOCUMENT_SIZE} bytes")
+        return data
+
+    def document(self, name: str) -> Any:
+        """A JSON member, parsed."""
+        return parse_document(self.read(name), name)
+
+
+def parse_document(data: bytes, name: str) -> Any:
+    """Parsed JSON; ``MalformedArchive`` names the document."""
+    try:
+        return loads(data)
+    except (ValueError, RecursionError) as error:
+        raise MalformedArchive(f"{name!r:.120} is not JSON: {error}") from None
+
+
+@contextmanager
+def archive_files(archive: BinaryIO, graphroot: Path) -> Iterator[ArchiveFiles]:
+    """Look into ``archive``, plain or compressed, from a file or a pipe; read to its end.
+
+    What is compressed, or cannot be read twice, is unpacked to an unnamed file meanwhile.
+
+    Raises:
+        MalformedArchive, HostileArchive, OSError
+    """
+    head = archive.read(MAGIC_SIZE)
+    kind = detect(head)
+    if kind is Compression.NONE and archive.seekable():
+        yield ArchiveFiles(archive)
+        return
+    with unnamed_file(graphroot) as plain:
+        for piece in decompress(kind, _prefixed(head, archive)):
+            plain.write(piece)
+        yield ArchiveFiles(plain)
+
+
+def _prefixed(head: bytes, rest: BinaryIO) -> Iterator[bytes]:
+    yield head
+    yield from chunks_of(rest)
+
+
+def _member(member: tarfile.TarInfo) -> _Member:
+    link = member.linkname if member.issym() else f"/{member.linkname}" if member.islnk() else ""
+    return _Member(member.offset_data, member.size, link)
+
+
+def _clean(name: str) -> str:
+    """The name from the archive's root; ``..`` stops there."""
+    return posixpath.normpath(f"/{name}").lstrip("/")
