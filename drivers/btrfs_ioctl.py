@@ -99,7 +99,8 @@ def is_subvolume(place: Place) -> bool:
 class SubvolumeInfo:
     """BTRFS_IOC_GET_SUBVOL_INFO: ``generation`` is the last commit that changed the subvolume,
     ``ctransid`` the last that changed its root item, ``parent_id`` the subvolume it is nested in,
-    ``parent_uuid`` the one it is a snapshot of; times are nanoseconds since the epoch."""
+    ``parent_uuid`` the one it is a snapshot of, ``flags`` those of the
+    root item (not the ones of :func:`flags`); times are nanoseconds since the epoch."""
 
     id: int
     name: str
@@ -118,7 +119,7 @@ class SubvolumeInfo:
     @property
     def read_only(self) -> bool:
         """Whether the subvolume's read-only property is set."""
-        return bool(self.flags & lib.BTRFS_SUBVOL_RDONLY)
+        return bool(self.flags & lib.BTRFS_ROOT_SUBVOL_RDONLY)
 
 
 def subvolume_info(place: Place) -> SubvolumeInfo:
