@@ -24,7 +24,9 @@ RUN_NAME = re.compile(r"(\d+)-(\d+)")
 
 def run(*argv: str | os.PathLike[str]) -> str:
     """Run a command and return its output; the error text of a failure is part of the exception."""
-    done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    done = subprocess.run(
+        argv, capture_output=True, text=True, errors="surrogateescape", stdin=subprocess.DEVNULL, check=False
+    )
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, argv))}: exit {done.returncode}: {done.stderr.strip()}")
     return done.stdout
