@@ -306,9 +306,15 @@ class Rootfs:
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             await self._begin(node, node.name or None)
         fd = self._nodes.open(node, real_flags(flags))
+        info = os.fstat(fd)
+        if (
+            not info.st_nlink and node.pinned < 0
+        ):  # removed on the real path: the kernel looks the name up anew
+            os.close(fd)
+            raise OSError(errno.ESTALE, "the file was removed", node.name)
         if flags & os.O_TRUNC and ctx.uid != 0:
             drop_privileges(fd)
-        return self._opened(node, fd, os.fstat(fd), flags, ctx)
+        return self._opened(node, fd, info, flags, ctx)
 
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
