@@ -111,6 +111,7 @@ def _start(args: argparse.Namespace, options: StoreOptions, mountpoint: Path) ->
         if not _wait_ready(process, receiver):
             process.terminate()
             raise MountError(_why(home / "log", began) or f"the daemon did not start; see {home / 'log'}")
+        process.returncode = 0  # disowned: it outlives this command, and init reaps it
 
 
 def _flags(args: argparse.Namespace) -> list[str]:
