@@ -111,7 +111,7 @@ class _Application:
             self._seen,
             target.mappings,
             record=record,
-            leave_new_directories=target.beneath is not NOTHING,
+            leave_new_directories=target.beneath.directories,
         )
         self.rescue = Rescue(target.root, self._seen, limits)
         self._unpacker = Unpacker(target, limits, self._seen, self._loop, self.rescue if record else None)

@@ -15,6 +15,9 @@ from __future__ import annotations
 class Beneath:
     """Nothing beneath."""
 
+    directories = False
+    """Whether a directory that is new to the tree may have to be copied up from below."""
+
     def bring(self, path: bytes) -> None:
         """Copy up the directories on the way to ``path`` and itself, and a symbolic link that ends it."""
 

@@ -9,13 +9,22 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, BinaryIO, ClassVar
 
 from drivers import selinux, syscalls
-from drivers.base import DEFAULT_CREATION, DEFAULT_MOUNT, Capabilities, Driver, check_layer_id
+from drivers.archive import apply_archive
+from drivers.base import (
+    DEFAULT_CREATION,
+    DEFAULT_MOUNT,
+    Capabilities,
+    Driver,
+    MountOptions,
+    check_layer_id,
+)
+from drivers.changes import directory
 from drivers.copytree import has_entry_types
 from drivers.errors import (
     BadLayerID,
@@ -29,6 +38,7 @@ from drivers.errors import (
 from drivers.idmap import IDMappings
 from drivers.naive import NaiveDiff
 from drivers.options import reject_unknown
+from drivers.overlay_changes import upper_changes
 from drivers.overlay_features import Features, xattr_prefix
 from drivers.overlay_layers import (
     RECORD,
@@ -47,6 +57,7 @@ from drivers.overlay_links import (
 )
 from drivers.overlay_mount import is_mounted, make_private
 from drivers.overlay_options import parse_options, reject_quota
+from drivers.overlay_upper import BaseUpper, Upper
 from drivers.overlay_views import Views, stored_unshifted
 from drivers.shifting import update_id_map
 from drivers.staging import Staging
@@ -55,7 +66,8 @@ from drivers.usage import tree_usage
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from drivers.base import Creation, DiskUsage, MountOptions
+    from drivers.base import Applied, Change, Creation, DiskUsage
+    from drivers.beneath import Beneath
 
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
 _OVERRIDE = "user.containers.override_stat"
@@ -338,6 +350,66 @@ class OverlayDriver(NaiveDiff, Driver):
     def supports_shifting(self) -> bool:
         """Whether a layer below may be mounted with shifted IDs here."""
         return not self._settings.mount_program and self.features.idmapped_lower()
+
+    # -- differences -------------------------------------------------------------------------------
+
+    def changes(
+        self,
+        layer_id: str,
+        parent: str | None,
+        mappings: IDMappings | None = None,
+        parent_mappings: IDMappings | None = None,
+    ) -> list[Change]:
+        """What the layer changes, from its upper directory where ``parent`` is the layer right below it."""
+        if parent is None or not self._lies_on(layer_id, parent):
+            return super().changes(layer_id, parent, mappings, parent_mappings)
+        with ExitStack() as mounts:
+            new, old = self._read_only(mounts, layer_id), self._read_only(mounts, parent)
+            return upper_changes(self.place(layer_id).diff, new, old, mappings, parent_mappings)
+
+    def _lies_on(self, layer_id: str, parent: str) -> bool:
+        place = self.place(layer_id)
+        if self._settings.mount_program or any(place.rotated()):
+            return False
+        return place.lower()[:1] == [f"{LINKS}/{self.place(parent).link()}"]
+
+    def apply_diff(
+        self,
+        layer_id: str,
+        archive: BinaryIO,
+        *,
+        mappings: IDMappings | None = None,
+        tar_split: BinaryIO | None = None,
+    ) -> Applied:
+        """Unpack into the layer's upper directory; through the mount if there is one, or it must be."""
+        place = self.place(layer_id)
+        if is_mounted(self._target(place)) or self._settings.mount_program or any(place.rotated()):
+            return super().apply_diff(layer_id, archive, mappings=mappings, tar_split=tar_split)
+        with ExitStack() as stack:
+            upper = stack.enter_context(directory(place.diff))
+            return apply_archive(
+                upper,
+                archive,
+                mappings=mappings,
+                tar_split=tar_split,
+                beneath=self._beneath(place, upper, mappings or IDMappings(), stack),
+                ignore_chown_errors=self.ignore_chown_errors,
+            )
+
+    def _beneath(self, place: LayerPlace, upper: int, mappings: IDMappings, stack: ExitStack) -> Beneath:
+        below = self._views.below(place)
+        if below is None:
+            return BaseUpper()
+        shift = mappings if mappings and stored_unshifted(below, mappings) else IDMappings()
+        view = self._views.private(below, MountOptions(options=("ro",), mappings=shift))
+        return Upper(upper, stack.enter_context(directory(stack.enter_context(view))))
+
+    def _read_only(self, mounts: ExitStack, layer_id: str) -> Path:
+        """A mount of its own, so that nobody who mounts the layer to write meets a read-only one."""
+        place = self.place(layer_id)
+        if is_mounted(self._target(place)):
+            return super()._read_only(mounts, layer_id)
+        return mounts.enter_context(self._views.private(place, MountOptions(options=("ro",))))
 
     # -- layers of an additional layer store -------------------------------------------------------
 

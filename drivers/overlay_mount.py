@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 PAGE = os.sysconf("SC_PAGE_SIZE")
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _CLONE_FS = 0x200
+_PR_SET_SECUREBITS, _NO_SETUID_FIXUP = 28, 4
 # System call numbers are the same on every architecture from 424 on.
 _FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
 _CLOEXEC = 1
@@ -38,7 +39,8 @@ _LOG_SIZE = 4096
 class Mount:
     """One overlay mount: ``lowers`` nearest first, names relative to ``base`` or absolute.
 
-    ``upper`` and ``work`` are empty for a read-only mount, which needs two lower directories.
+    ``upper`` and ``work`` are empty for a read-only mount, which needs two lower directories. ``owner`` is
+    who the kernel makes its own files as; an upper directory on a mount with shifted IDs needs one of those.
     """
 
     base: Path
@@ -47,6 +49,7 @@ class Mount:
     upper: str = ""
     work: str = ""
     options: tuple[str, ...] = ()
+    owner: tuple[int, int] | None = None
 
     def data(self, extra: list[str]) -> str:
         """The option string of mount(2) and of mount programs."""
@@ -70,20 +73,22 @@ def mount_overlay(wanted: Mount) -> None:
     flags, extra = mount_flags(wanted.options)
     data = wanted.data(extra)
     if len(os.fsencode(data)) < PAGE:
-        _mount_in(wanted.base, lambda: syscalls.mount("overlay", wanted.target, "overlay", flags, data))
+        _mount_in(wanted, lambda: syscalls.mount("overlay", wanted.target, "overlay", flags, data))
     else:
-        _mount_in(wanted.base, lambda: _mount_stepwise(wanted, flags, extra))
+        _mount_in(wanted, lambda: _mount_stepwise(wanted, flags, extra))
 
 
-def _mount_in(base: Path, action: Callable[[], None]) -> None:
-    """Run ``action`` with ``base`` as working directory, of a thread that shares its own with nobody."""
+def _mount_in(wanted: Mount, action: Callable[[], None]) -> None:
+    """Run ``action`` in a thread that shares its working directory, which is ``base``, with nobody."""
     failure: list[BaseException] = []
 
     def work() -> None:
         try:
             if _LIBC.unshare(_CLONE_FS) != 0:
                 raise OSError(ctypes.get_errno(), "unshare(CLONE_FS)")
-            os.chdir(base)
+            os.chdir(wanted.base)
+            if wanted.owner is not None:
+                _become(*wanted.owner)
             action()
         except BaseException as error:
             failure.append(error)
@@ -93,6 +98,14 @@ def _mount_in(base: Path, action: Callable[[], None]) -> None:
     thread.join()
     if failure:
         raise failure[0]
+
+
+def _become(uid: int, gid: int) -> None:
+    """Let this thread make files as somebody else and keep its capabilities (capabilities(7))."""
+    if _LIBC.prctl(_PR_SET_SECUREBITS, ctypes.c_ulong(_NO_SETUID_FIXUP), 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_SECUREBITS)")
+    _LIBC.setfsgid(gid)
+    _LIBC.setfsuid(uid)
 
 
 def _mount_stepwise(wanted: Mount, flags: int, extra: list[str]) -> None:

@@ -140,19 +140,32 @@ class Views:
         if "ro" in words or place.additional or additional_layer_path(place) is not None:
             return replace(plan, lowers=(mine, *below))
         _forget_volatile(place)
-        upper = mine
-        if mount.mappings and not stored_unshifted(place, mount.mappings):
-            upper = str(place.home / own)
-        return replace(plan, lowers=tuple(below), upper=upper, work=f"{upper}/../work")
+        plan = replace(plan, lowers=tuple(below))
+        if not mount.mappings:
+            return replace(plan, upper=mine, work=f"{mine}/../work")
+        if stored_unshifted(place, mount.mappings):
+            return replace(plan, upper=mine, work=f"{mine}/../work", owner=mount.mappings.root)
+        upper = str(place.home / own)
+        return replace(plan, upper=upper, work=f"{upper}/../work")
 
     def _lowers(self, place: LayerPlace) -> list[tuple[Path, str]]:
-        homes = list(dict.fromkeys([place.home, self._home, *self.store_homes()]))
         found = []
-        for home, entry in lower_directories(place.lower(), homes):
+        for home, entry in lower_directories(place.lower(), self._homes(place)):
             found.append((home, entry))
             layer = LayerPlace((home / entry).resolve().parent, home)
             found += [(home, f"{entry}/../{part.name}") for part in layer.rotated()]
         return found
+
+    def below(self, place: LayerPlace) -> LayerPlace | None:
+        """The layer right below; ``None`` for a base layer."""
+        entries = place.lower()
+        if not entries:
+            return None
+        [(home, entry)] = lower_directories(entries[:1], self._homes(place))
+        return LayerPlace((home / entry).resolve().parent, home, home != self._home)
+
+    def _homes(self, place: LayerPlace) -> list[Path]:
+        return list(dict.fromkeys([place.home, self._home, *self.store_homes()]))
 
     def lower_paths(self, place: LayerPlace) -> list[Path]:
         """The upper directories of the layers below, nearest first."""
