@@ -110,6 +110,8 @@ def _start(args: argparse.Namespace, options: StoreOptions, mountpoint: Path) ->
         )
         if not _wait_ready(process, receiver):
             process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(5)
             raise MountError(_why(home / "log", began) or f"the daemon did not start; see {home / 'log'}")
         process.returncode = 0  # disowned: it outlives this command, and init reaps it
 
