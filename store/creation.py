@@ -211,6 +211,8 @@ class Creations(AutomaticMappings):
         """
         if bool(options.mount_label) != bool(options.process_label):
             raise BadValue("a mount label and a process label go together: give both or neither")
+        if self.options.disable_volatile:
+            options = replace(options, volatile=False)
         container_id = new_id() if not id else check_id(id)
         layer_id = new_id() if not layer else check_id(layer)
         names = dedupe(names)
