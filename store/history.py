@@ -27,7 +27,7 @@ from store.snapshots import RENAME, SnapshotTable, check_snapshot_name
 from store.state import STATE_FILE, Intent, Snapshot, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from store.records import Container
@@ -58,8 +58,8 @@ class History:
         state: the store's state; opened at ``<graphroot>/fsd/state.db`` when not given.
 
     ``container`` arguments are whatever :meth:`Store.container` resolves; where a container may be
-    gone, the full ID it had will do. Every method may raise ``drivers.errors.NotSupported`` when
-    the driver keeps no snapshots (:attr:`supported`), and ``OSError``.
+    gone, the full ID it had will do. Where the driver keeps no snapshots (:attr:`supported`) there
+    are none, and methods that need one raise ``drivers.errors.NotSupported``. Any may raise ``OSError``.
     """
 
     def __init__(self, store: Store, state: State | None = None) -> None:
@@ -84,7 +84,7 @@ class History:
 
     def list(self, container: str) -> tuple[Snapshot, ...]:
         """A container's snapshots, oldest first; ``ContainerUnknown``."""
-        return tuple(self.table.all(self._container_id(container)))
+        return self._all(self._container_id(container))
 
     def get(self, container: str, name: str) -> Snapshot:
         """One snapshot; ``ContainerUnknown``, ``SnapshotUnknown``."""
@@ -100,7 +100,7 @@ class History:
 
     def list_orphans(self) -> tuple[Orphan, ...]:
         """Snapshots whose container is in no table any more, grouped by container."""
-        snapshots = self.table.all()
+        snapshots = self._all()
         catalog = self.store.catalog()
         grouped: defaultdict[str, list[Snapshot]] = defaultdict(list)
         for snapshot in snapshots:
@@ -194,7 +194,7 @@ class History:
         """
         found = self.store.container(container)
         with self._locked(found.id):
-            _refuse_if_pinned(found.id, self.table.all(found.id) if self.supported else [])
+            _refuse_if_pinned(found.id, self._all(found.id))
             at_work = holders(self.store.driver.path_of(found.layer))
             _refuse_if_held(found, self.store.catalog().mount_count(found.layer), at_work)
             with self.state.intent(DELETE, {"container": found.id}):
@@ -210,7 +210,7 @@ class History:
         if self.store.catalog().container(container_id) is not None:
             raise InUse(f"container {container_id[:12]} exists, so its snapshots are no orphan")
         with self._locked(container_id):
-            snapshots = self.table.all(container_id)
+            snapshots = self._all(container_id)
             if not snapshots:
                 raise SnapshotUnknown(f"there are no snapshots of a container {container_id!r:.80}")
             _refuse_if_pinned(container_id, snapshots)
@@ -224,7 +224,7 @@ class History:
         """Delete what retention lets go now, as far as its pace allows; returns what was deleted."""
         now = time.time_ns() if now_ns is None else now_ns
         planned = retention.plan(
-            [_candidate(s) for s in self.table.all()],
+            [_candidate(s) for s in self._all()],
             now_ns=now,
             free=self.free_space(),
             recent_ns=tuple(self._deleted_ns),
@@ -253,7 +253,7 @@ class History:
     def recover(self) -> None:
         """End what processes that died had begun, and reconcile copies and rows. Runs when opened."""
         ways: dict[str, Callable[[Intent], None]] = {
-            RENAME: self.table.end_rename,
+            RENAME: lambda intent: self.table.end_rename(intent),
             ROLLBACK: self._end_rollback,
             DELETE: self._end_delete,
             FILL: lambda intent: end_fill(self.store, intent),
@@ -294,12 +294,16 @@ class History:
         with lock:
             yield
 
+    def _all(self, container_id: str | None = None) -> tuple[Snapshot, ...]:
+        """Snapshots of one container or of all, oldest first; none where the driver keeps none."""
+        return tuple(self.table.all(container_id)) if self.supported else ()
+
     def _container_id(self, container: str) -> str:
         """The full ID of a container, or of one that is gone but has snapshots."""
         try:
             return self.store.container(container).id
         except ContainerUnknown:
-            if self.table.all(container):
+            if self._all(container):
                 return container
             raise
 
@@ -329,7 +333,7 @@ class History:
         return kept
 
     def _forget(self, container_id: str) -> None:
-        for snapshot in self.table.all(container_id) if self.supported else ():
+        for snapshot in self._all(container_id):
             self.table.drop(snapshot)
         self.state.forget_container(container_id)
 
@@ -346,7 +350,7 @@ def _refuse_if_held(container: Container, mounts: int, at_work: list[Holder]) ->
     raise InUse(f"container {label} is in use: {', '.join(who)}; stop or unmount it, then try again")
 
 
-def _refuse_if_pinned(container_id: str, snapshots: list[Snapshot]) -> None:
+def _refuse_if_pinned(container_id: str, snapshots: Iterable[Snapshot]) -> None:
     pinned = ", ".join(s.name for s in snapshots if s.pinned)
     if pinned:
         raise Pinned(f"pinned snapshots of container {container_id[:12]}: {pinned}; unpin them first")

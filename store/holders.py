@@ -55,9 +55,20 @@ def _held_by(pid: int, belongs: Belongs) -> str:
     for link, words in LINKS.items():
         if belongs(f"/proc/{pid}/{link}"):
             return words
-    if any(belongs(f"/proc/{pid}/fd/{fd}") for fd in _entries(f"/proc/{pid}/fd")):
-        return "an open file"
+    for fd in _entries(f"/proc/{pid}/fd"):
+        if belongs(f"/proc/{pid}/fd/{fd}") and not _marks_a_place(pid, fd):
+            return "an open file"
     return ""
+
+
+def _marks_a_place(pid: int, fd: str) -> bool:
+    """Whether a descriptor is ``O_PATH``: it names a file, but nothing is read or written through it."""
+    try:
+        lines = Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines()
+    except OSError:
+        return False
+    flags = next((line.split()[1] for line in lines if line.startswith("flags:")), "0")
+    return bool(int(flags, 8) & os.O_PATH)
 
 
 def _membership(tree: Path) -> Belongs:

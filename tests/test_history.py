@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from drivers.errors import NotSupported
 from store.config import StoreOptions
 from store.errors import (
     BadName,
@@ -408,3 +409,23 @@ def test_expire_keeps_the_pace_over_several_calls(history, web) -> None:
     assert history.expire(now_ns=now + 1, policy=slow) == ()
     assert len(history.expire(now_ns=now + DAY, policy=slow)) == 2
     assert len(names(history)) == 1
+
+
+# -- without snapshots -----------------------------------------------------------------------------
+
+
+def test_a_driver_without_snapshots_has_no_history_and_works_otherwise(ext4_dir) -> None:
+    options = StoreOptions(graphroot=str(ext4_dir / "g"), runroot=str(ext4_dir / "r"), driver="vfs")
+    with Store(options) as store, closing(History(store).state) as state:
+        history = History(store, state)
+        container = store.create_container(names=["web"])
+        assert not history.supported
+        assert history.list("web") == ()
+        assert history.list_orphans() == ()
+        assert history.expire() == ()
+        with pytest.raises(NotSupported):
+            history.take("web")
+        with pytest.raises(NotSupported):
+            history.rollback("web", "a")
+        history.delete_container("web")
+        assert container.layer not in set(store.driver.layer_ids())

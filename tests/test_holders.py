@@ -66,6 +66,12 @@ def test_an_open_file_holds_the_tree(tree: Path) -> None:
         assert holders(tree, ignore=[child.pid]) == []
 
 
+def test_a_descriptor_that_only_marks_a_place_holds_nothing(tree: Path) -> None:
+    code = f"import os; os.open({str(tree)!r}, os.O_PATH); {WAIT}"
+    with running(sys.executable, "-c", code):
+        assert holders(tree) == []
+
+
 def test_a_root_directory_holds_the_tree(tree: Path) -> None:
     code = f"import os; os.chdir('/'); os.chroot({str(tree)!r}); {WAIT}"
     with running(sys.executable, "-c", code) as child:
