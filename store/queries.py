@@ -150,13 +150,18 @@ class Queries(StoreCore):
         return self._anything(key) is not None
 
     def _anything(self, key: str) -> Layer | Image | Container | None:
-        """The layer, else the image, else the container of that key."""
+        """The layer, else the image, else the container of that key; no ID prefix beats a full ID or name.
+
+        (containers/storage tries prefixes of layer IDs before names of images, so that a container called
+        ``b`` is hidden by any layer whose ID begins so.)
+        """
         stores = (self.tables, *self.additional)
         views: list[View[Layer] | View[Image] | View[Container]]
         views = [t.layers.peek() for t in stores]
         views += [t.images.peek() for t in stores]
-        for view in (*views, self.tables.containers.peek()):
-            found = view.resolve(key)
+        views.append(self.tables.containers.peek())
+        exact = (view.get(key) or view.by_name(key) for view in views)
+        for found in (*exact, *(view.resolve(key) for view in views)):
             if found is not None and not (isinstance(found, Layer) and found.incomplete):
                 return found
         return None

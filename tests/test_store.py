@@ -240,6 +240,10 @@ def test_lookup_order_is_id_name_layer_prefix(store):
     assert store.lookup("web") == image.id
     assert store.container_by_layer(container.layer) == container
     assert store.exists(container.id[:12])
+    layer = store.create_layer(id="ab" * 32)
+    assert store.lookup("ab") == layer.id
+    named = store.create_container(names=["ab"])
+    assert store.lookup("ab") == named.id
     assert not store.exists("w")
 
 
