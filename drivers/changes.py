@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from drivers.idmap import IDMappings
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EXDEV)
+"""openat2(2): missing, below a file, below a symbolic link, outside the tree."""
 _BENEATH = syscalls.RESOLVE_BENEATH
 _PIECE = 4000
 """Bytes of a path opened at once; the kernel takes up to PATH_MAX, 4096."""
@@ -349,7 +351,7 @@ def located(root: int, path: bytes) -> Iterator[Entry | None]:
     try:
         fd = _open_path(root, path.lstrip(b"/") or b".")
     except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+        if error.errno not in _NOT_THERE:
             raise
         yield None
         return
