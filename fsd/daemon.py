@@ -32,9 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from store.store import Store
-
     from store.history import Snapshot
+    from store.store import Store
 
 log = logging.getLogger("fsd")
 

@@ -18,10 +18,9 @@ from store.records import parse_time
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from store.store import Store
-
     from store.catalog import Catalog
     from store.records import Container, Image, Layer
+    from store.store import Store
 
 Table = Literal["layers", "images", "containers"]
 TABLES: tuple[Table, ...] = ("layers", "images", "containers")

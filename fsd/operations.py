@@ -41,7 +41,11 @@ _TRUNCATE_ONLY = ("update_mode", "update_uid", "update_gid")
 
 @dataclass(slots=True)
 class Opened:
-    """An open synthetic file: its content as it was when opened, and the work its writes asked for."""
+    """An open synthetic file: its content as it was when opened, and the work its writes asked for.
+
+    ``working`` is held while the work is done, and ``failure`` is kept: a process that forks flushes the
+    file once for each copy of the descriptor, and every one of them is told how it went.
+    """
 
     node: Node
     inode: InodeT
@@ -50,6 +54,8 @@ class Opened:
     append: bool
     content: bytes = b""
     work: list[Callable[[], object]] = field(default_factory=list)
+    working: trio.Lock = field(default_factory=trio.Lock)
+    failure: Exception | None = None
 
 
 @dataclass(slots=True)
@@ -264,15 +270,23 @@ class Operations(pyfuse3.Operations):
         """One whole value: checked now, done when the file is flushed."""
         opened = cast("Opened", self._handles[fh])
         node = opened.node
-        opened.work.append(await self._work(node.kind.accept, node, bytes(buf), opened.append))
+        work = await self._work(node.kind.accept, node, bytes(buf), opened.append)
+        opened.work.append(work)
+        opened.failure = None
         return len(buf)
 
     async def flush(self, fh: FileHandleT) -> None:
         """Do what the writes asked for; ``close`` reports a failure."""
         opened = cast("Opened", self._handles[fh])
-        work, opened.work = opened.work, []
-        for command in work:
-            await self._work(command)
+        async with opened.working:
+            while opened.work and opened.failure is None:
+                try:
+                    await self._work(opened.work.pop(0))
+                except Exception as exc:
+                    opened.failure = exc
+                    opened.work.clear()
+            if opened.failure is not None:
+                raise opened.failure
 
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         """As for flush: a program that syncs wants to know."""
@@ -355,7 +369,9 @@ class Operations(pyfuse3.Operations):
     async def _attributes(self, node: Node) -> EntryAttributes:
         if isinstance(node.kind, RealTree):
             spec = await trio.to_thread.run_sync(node.kind.view, node.subject)
-            return await self.views.export(spec)
+            entry = await self.views.export(spec)
+            entry.entry_timeout = 0  # a rollback or refill puts another directory in its place
+            return entry
         return _entry_attributes(self.inodes.number(node), await self._call(node, node.kind.attributes))
 
     def _open(self, handle: Opened | Listing) -> FileHandleT:

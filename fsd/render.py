@@ -6,10 +6,10 @@ import json
 import time
 from typing import TYPE_CHECKING, Any
 
+from drivers.base import Compression
 from fsd.control import container_of, snapshot_of
 from fsd.site import ContainerSubject, ImageSubject, LayerSubject, PartSubject, PathSubject
 from fsd.views import ViewSpec
-from drivers.base import Compression
 from store.records import Layer, encode
 
 if TYPE_CHECKING:

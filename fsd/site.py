@@ -18,10 +18,9 @@ from store.errors import ContainerUnknown, ImageUnknown, LayerUnknown, StoreErro
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from store.store import Store
-
     from store.history import History
     from store.records import Container, Image, Layer
+    from store.store import Store
 
 UNKNOWN: dict[Table, type[StoreError]] = {
     "layers": LayerUnknown,

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyfuse3
-    from store.store import Store
 
     from fsd.bursts import Bursts
+    from store.store import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import threading
+import traceback
 from typing import TYPE_CHECKING
 
 import pytest
@@ -67,7 +68,7 @@ def test_podman_and_fsd_change_one_store_at_once(
     podman("import", rootfs_tar, IMAGE)
     podman("create", "--name", "stays", IMAGE, "true")
     before = {kind: _listed(containers_storage, kind) for kind in ("layers", "images", "containers")}
-    failures: list[BaseException] = []
+    failures: list[str] = []
 
     def loop(one_round: Callable[[int], int]) -> None:
         done = number = 0
@@ -75,8 +76,8 @@ def test_podman_and_fsd_change_one_store_at_once(
             while done < OPERATIONS:
                 done += one_round(number)
                 number += 1
-        except BaseException as exc:
-            failures.append(exc)
+        except BaseException:
+            failures.append(traceback.format_exc())
 
     with mounted(store_dirs, btrfs_dir / "mnt") as serving:
         workers = [
@@ -87,7 +88,7 @@ def test_podman_and_fsd_change_one_store_at_once(
             worker.start()
         for worker in workers:
             worker.join()
-        assert not failures, [*failures, serving.errors()]
+        assert not failures, "\n".join([*failures, serving.errors()])
         assert os.listdir(serving.path / "containers") == ["stays"]
     after = {kind: _listed(containers_storage, kind) for kind in ("layers", "images", "containers")}
     assert after == before

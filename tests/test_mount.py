@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -273,6 +274,28 @@ def test_from_every_kind_of_source(tree):
         container.mkdir()
         _write(container / "from", f"{source}\n")
         assert (container / "rootfs/etc/hostname").read_text() == content, source
+
+
+def test_command_is_done_once_and_whole_although_other_processes_flush_the_file(tree):
+    """A child that inherits the descriptor flushes it when it execs, also in the middle of a write."""
+    container = tree.path / "containers" / "web"
+    ended = threading.Event()
+
+    def fork() -> None:
+        while not ended.is_set():
+            subprocess.run(["true"], check=True)
+
+    forking = threading.Thread(target=fork)
+    forking.start()
+    try:
+        for _ in range(12):
+            container.mkdir()
+            _write(container / "from", f"{TOP}\n")
+            assert (container / "rootfs/etc/hostname").read_text() == "fsd-test\n"
+            container.rmdir()
+    finally:
+        ended.set()
+        forking.join()
 
 
 def test_from_unknown_source_fails_in_write_and_changes_nothing(empty):
