@@ -19,12 +19,11 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
+    from store.config import StoreOptions
     from store.store import Store
 
-    from store.config import StoreOptions
-
 BTRFS = "btrfs"
-ADMINISTRATORS_FILE = Path("/etc/containers/storage.conf")
+DISTRIBUTIONS_FILE = "/usr/share/containers/storage.conf"
 
 
 def store_options(args: argparse.Namespace) -> StoreOptions:
@@ -36,17 +35,17 @@ def store_options(args: argparse.Namespace) -> StoreOptions:
         options,
         graphroot=os.path.realpath(args.graph or options.graphroot),
         runroot=os.path.realpath(args.run or options.runroot),
-        driver=_driver(args, options.driver),
+        driver=_driver(args, options),
         driver_priority=options.driver_priority or (BTRFS,),
         driver_options=options.driver_options if args.storage_opt is None else tuple(args.storage_opt),
     )
 
 
-def _driver(args: argparse.Namespace, configured: str) -> str:
+def _driver(args: argparse.Namespace, options: StoreOptions) -> str:
     if args.storage_driver is not None:
         return str(args.storage_driver)
-    chosen = os.environ.get("STORAGE_DRIVER") or os.environ.get("CONTAINERS_STORAGE_CONF")
-    return configured if chosen or ADMINISTRATORS_FILE.exists() else ""
+    chosen = os.environ.get("STORAGE_DRIVER") or set(options.sources) - {DISTRIBUTIONS_FILE}
+    return options.driver if chosen else ""
 
 
 def pool_of(options: StoreOptions) -> Pool | None:

@@ -154,6 +154,10 @@ def _configuration(args: argparse.Namespace) -> Iterator[Finding]:
     except Exception as error:
         yield Finding(subject="storage.conf", level="bad", text=str(error), remedy="mend the file")
         return
+    files = ", ".join(options.sources) or "no file; built-in defaults"
+    yield Finding(subject="storage.conf", level="ok", text=files)
+    for warning in options.warnings:
+        yield Finding(subject="storage.conf", level="note", text=warning)
     yield Finding(subject="driver", level="ok", text=options.driver or "chosen by what the graphroot holds")
     yield from _graphroot(options)
     yield Finding(subject="default mountpoint", level="ok", text=str(cli_start.default_mountpoint()))
