@@ -244,7 +244,7 @@ def test_lookup_order_is_id_name_layer_prefix(store):
     assert store.lookup("ab") == layer.id
     named = store.create_container(names=["ab"])
     assert store.lookup("ab") == named.id
-    assert not store.exists("w")
+    assert not store.exists("nobody")
 
 
 def test_ambiguous_prefix_is_unknown(store):

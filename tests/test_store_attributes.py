@@ -37,12 +37,12 @@ def store(options):
 @pytest.mark.parametrize("make", ["create_layer", "create_image", "create_container"])
 def test_set_names_moves_a_name_from_its_owner(store, make):
     first = getattr(store, make)(names=["a", "b"])
-    second = getattr(store, make)(names=["c"])
+    second = getattr(store, make)(names=["gone"])
     store.set_names(second.id, ["b", "b", "d"])
     assert store.names(first.id) == ["a"]
     assert store.names(second.id) == ["b", "d"]
     assert store.lookup("b") == second.id
-    assert not store.exists("c")
+    assert not store.exists("gone")
 
 
 def test_add_names_go_first_and_remove_takes_them_away(store):

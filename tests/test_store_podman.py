@@ -109,16 +109,16 @@ def test_we_remove_what_they_made(store, containers_storage):
 
 
 def test_names_metadata_and_data_set_by_either_are_seen_by_both(store, containers_storage):
-    container = store.create_container(names=["a"])
-    containers_storage("add-names", "-n", "b", "a")
-    containers_storage("set-metadata", "-m", "theirs", "a")
-    containers_storage("set-container-data", "-f", str(TABLES / "layers.lock"), "a", "Key")
-    assert store.names("a") == ["a", "b"]
+    container = store.create_container(names=["gone"])
+    containers_storage("add-names", "-n", "b", "gone")
+    containers_storage("set-metadata", "-m", "theirs", "gone")
+    containers_storage("set-container-data", "-f", str(TABLES / "layers.lock"), "gone", "Key")
+    assert store.names("gone") == ["gone", "b"]
     assert store.metadata("b") == "theirs"
-    assert store.container_big_data("a", "Key") == (TABLES / "layers.lock").read_bytes()
+    assert store.container_big_data("gone", "Key") == (TABLES / "layers.lock").read_bytes()
     store.set_names("b", ["c"])
     assert containers_storage("get-names", container.id).stdout.split() == ["c"]
-    assert containers_storage("get-names", "a", check=False).returncode != 0
+    assert containers_storage("get-names", "gone", check=False).returncode != 0
 
 
 def test_names_history_is_theirs(store, containers_storage):
