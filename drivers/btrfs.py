@@ -198,8 +198,8 @@ class BtrfsDriver(BtrfsChanges, Driver):
 
     def _discard(self, layer_id: str) -> None:
         """Remove what a failed creation made, so that its own error is the one that is seen."""
-        self.quotas.forget(layer_id)
         destroy_tree(self.subvolumes / layer_id)
+        self.quotas.forget(layer_id)
 
     def remove(self, layer_id: str) -> None:
         """Destroy the layer's subvolume, those nested in it, and then its qgroup.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,8 @@ LIMIT_REFERENCED: int = lib.BTRFS_QGROUP_LIMIT_MAX_RFER
 HAVE_SIMPLE_QUOTA = bool(lib.HAVE_SIMPLE_QUOTA)
 HAVE_SEND_VERSION = bool(lib.HAVE_SEND_VERSION)
 
+_CLEANER_POLL = 0.05
+"""Seconds between two looks at what the cleaner has left."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
@@ -99,8 +102,8 @@ def is_subvolume(place: Place) -> bool:
 class SubvolumeInfo:
     """BTRFS_IOC_GET_SUBVOL_INFO: ``generation`` is the last commit that changed the subvolume,
     ``ctransid`` the last that changed its root item, ``parent_id`` the subvolume it is nested in,
-    ``parent_uuid`` the one it is a snapshot of, ``flags`` those of the
-    root item (not the ones of :func:`flags`); times are nanoseconds since the epoch."""
+    ``parent_uuid`` the one it is a snapshot of; times are nanoseconds since the epoch. ``flags`` are those
+    of the root item, numbered otherwise than those of :func:`flags`."""
 
     id: int
     name: str
@@ -279,20 +282,32 @@ def wait_sync(place: Place, generation: int = 0) -> None:
         call(fd, "BTRFS_IOC_WAIT_SYNC", value, place)
 
 
-def wait_cleaned(place: Place, identifier: int = 0) -> None:
-    """Wait until a destroyed subvolume, or with 0 every one queued, is cleaned (Linux 6.13).
-
-    ENOTTY on older kernels; ENOENT when the cleaner has already done it is not an error.
-    """
+def queued_for_cleaning(place: Place) -> int:
+    """Number of destroyed subvolumes whose space has not returned yet (Linux 6.13, else ENOTTY)."""
     args = ffi.new("struct btrfs_ioctl_subvol_wait *")
-    args.subvolid = identifier
-    args.mode = lib.BTRFS_SUBVOL_SYNC_WAIT_FOR_ONE if identifier else lib.BTRFS_SUBVOL_SYNC_WAIT_FOR_QUEUED
-    try:
-        with opened(place) as fd:
-            call(fd, "BTRFS_IOC_SUBVOL_SYNC_WAIT", args, place)
-    except BtrfsError as error:
-        if error.errno != errno.ENOENT:
-            raise
+    args.mode = lib.BTRFS_SUBVOL_SYNC_COUNT
+    with opened(place) as fd:
+        call(fd, "BTRFS_IOC_SUBVOL_SYNC_WAIT", args, place)
+    return int(args.count)
+
+
+def wait_cleaned(place: Place, timeout: float = 120.0) -> None:
+    """Wait until every destroyed subvolume of the filesystem is cleaned (Linux 6.13, else ENOTTY).
+
+    The cleaner sleeps until a commit wakes it, by default for up to 30 seconds; so this commits, and does
+    so again while something is left.
+
+    Raises:
+        TimeoutError: the cleaner is not done after ``timeout`` seconds.
+    """
+    end = time.monotonic() + timeout
+    with opened(place) as fd:
+        sync(fd)
+        while left := queued_for_cleaning(fd):
+            if time.monotonic() > end:
+                raise TimeoutError(f"{left} subvolumes are not cleaned after {timeout} seconds")
+            time.sleep(_CLEANER_POLL)
+            sync(fd)
 
 
 # -- send --------------------------------------------------------------------------------------
@@ -345,8 +360,11 @@ def quota_control(place: Place, command: str) -> None:
         call(fd, "BTRFS_IOC_QUOTA_CTL", args, place)
 
 
-def limit_qgroup(place: Place, max_referenced: int, *, qgroup: int = 0) -> None:
-    """Limit a qgroup's referenced bytes; 0 bytes lifts the limit, qgroup 0 is that of ``place``."""
+def limit_qgroup(place: Place, qgroup: int, max_referenced: int) -> None:
+    """Limit a qgroup's referenced bytes; 0 lifts the limit.
+
+    The change is charged to the subvolume ``place`` is in: it must not be the one whose limit is reached.
+    """
     # The kernel lifts a limit for the value -1 with the flag set; without the flag it keeps the old one.
     value = max_referenced or 2**64 - 1
     with opened(place) as fd:

@@ -14,7 +14,7 @@ import errno
 import struct
 import threading
 from collections import deque
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -140,15 +140,19 @@ class Quotas:
             self._lift(layer_id, subvolume)
             return
         self.enable()
-        btrfs_ioctl.limit_qgroup(subvolume, size)
+        self._limit(subvolume, size)
         self._directory.mkdir(mode=0o700, exist_ok=True)
         record = self._directory / layer_id
         record.write_text(str(size), encoding="ascii")
         record.chmod(0o644)
 
+    def _limit(self, subvolume: Path, size: int) -> None:
+        # Through the home directory: a layer that has reached its limit could not pay for raising it.
+        btrfs_ioctl.limit_qgroup(self._home, btrfs_ioctl.subvolume_id(subvolume), size)
+
     def _lift(self, layer_id: str, subvolume: Path) -> None:
         if self.mode() is not Mode.OFF:
-            btrfs_ioctl.limit_qgroup(subvolume, 0)
+            self._limit(subvolume, 0)
         self.forget(layer_id)
 
     def limit(self, layer_id: str) -> int:
@@ -165,11 +169,12 @@ class Quotas:
         size = self.limit(layer_id)
         if size and size >= self._min_space:
             self.enable()
-            btrfs_ioctl.limit_qgroup(subvolume, size)
+            self._limit(subvolume, size)
 
     def forget(self, layer_id: str) -> None:
         """Drop the record of a layer's limit."""
-        (self._directory / layer_id).unlink(missing_ok=True)
+        with suppress(FileNotFoundError, NotADirectoryError):
+            (self._directory / layer_id).unlink()
 
     # -- figures -------------------------------------------------------------------------------
 

@@ -111,9 +111,10 @@ def test_destroy_by_id_removes_from_anywhere(subvolume: Path, btrfs_root: Path) 
 def test_destroyed_subvolume_is_cleaned_when_waited_for(subvolume: Path, btrfs_root: Path) -> None:
     identifier = btrfs_ioctl.subvolume_id(subvolume)
     btrfs_ioctl.destroy(subvolume.parent, subvolume.name)
-    btrfs_ioctl.wait_cleaned(btrfs_root, identifier)
-    assert identifier not in btrfs_tree.subvolume_ids(btrfs_root)
-    btrfs_ioctl.wait_cleaned(btrfs_root, identifier)
+    btrfs_ioctl.wait_cleaned(btrfs_root)
+    wanted = btrfs_tree.Range(tree=btrfs_tree.ROOT_TREE, objectids=(identifier, identifier))
+    assert not list(btrfs_tree.tree_search(btrfs_root, wanted))
+    assert btrfs_ioctl.queued_for_cleaning(btrfs_root) == 0
 
 
 # -- facts -------------------------------------------------------------------------------------
