@@ -182,7 +182,8 @@ class _ChunkFile(io.RawIOBase):
 
 def _unzstd(chunks: Iterable[bytes], window: int) -> Iterator[bytes]:
     decoder = zstandard.ZstdDecompressor(max_window_size=window)
-    reader = decoder.stream_reader(cast("Any", _ChunkFile(zstdframes.checked(chunks))), read_size=PIECE, read_across_frames=True)
+    source = cast("Any", _ChunkFile(zstdframes.checked(chunks)))
+    reader = decoder.stream_reader(source, read_size=PIECE, read_across_frames=True)
     try:
         while piece := reader.read(PIECE):
             yield piece

@@ -10,8 +10,8 @@ Names stay ``bytes`` throughout: a tar has no encoding.
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass, field, replace
-from decimal import Decimal, InvalidOperation
 
 from drivers.errors import HostileArchive, MalformedArchive
 
@@ -29,6 +29,7 @@ FILES = frozenset((REGULAR, OLD_REGULAR, CONTIGUOUS, GNU_SPARSE))
 
 XATTR_PREFIX = b"SCHILY.xattr."
 _CHECKSUM = slice(148, 156)
+_PAX_TIME = re.compile(rb"([+-]?)([0-9]{1,19})(?:\.([0-9]{0,40}))?")
 _NO_CHECKSUM = sum(b" " * 8)
 
 
@@ -133,15 +134,14 @@ def format_number(value: int, width: int) -> bytes | None:
 
 def parse_pax_time(raw: bytes) -> int:
     """A pax time, decimal seconds, as nanoseconds (rounded down); ``MalformedArchive`` if it is not one."""
-    try:
-        if len(raw) > 64 or not raw.strip() == raw:
-            raise ValueError
-        value = Decimal(raw.decode("ascii"))
-        if not value.is_finite():
-            raise ValueError
-        return int((value * NS).to_integral_value(rounding="ROUND_FLOOR"))
-    except (InvalidOperation, ValueError, UnicodeDecodeError):
-        raise MalformedArchive(f"pax time {raw[:64]!r} is not a decimal number") from None
+    match = _PAX_TIME.fullmatch(raw)
+    if match is None:
+        raise MalformedArchive(f"pax time {raw[:64]!r} is not a decimal number")
+    sign, whole, digits = match[1], int(match[2]), match[3] or b""
+    fraction = int(digits[:9].ljust(9, b"0"))
+    if sign != b"-":
+        return whole * NS + fraction
+    return -whole * NS - fraction - bool(digits[9:].strip(b"0"))
 
 
 def _pax_int(raw: bytes, key: bytes) -> int:

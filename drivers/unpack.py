@@ -42,8 +42,8 @@ def is_whiteout(path: bytes) -> bool:
 def in_user_namespace() -> bool:
     """Whether this process is root of less than the whole machine (user_namespaces(7))."""
     try:
-        with open("/proc/self/uid_map", encoding="ascii") as table:
-            return table.read().split() != ["0", "0", "4294967295"]
+        with open("/proc/self/uid_map", "rb") as table:
+            return table.read().split() != [b"0", b"0", b"4294967295"]
     except OSError:
         return False
 
@@ -168,8 +168,7 @@ class Unpacker:
             return
         fd = os.open(name, _DIRECTORY, dir_fd=directory)
         try:
-            self._chown(fd, *self._mappings.root)
-            os.fchmod(fd, 0o755)
+            self._own(fd, stat.S_IFDIR, *self._mappings.root, 0o755)
             if covered:
                 self._beneath.hide_content(fd)
         finally:
@@ -298,7 +297,7 @@ class Unpacker:
                 os.link(last, name, src_dir_fd=fd, dst_dir_fd=directory, follow_symlinks=False)
             finally:
                 os.close(fd)
-        except (FileNotFoundError, PermissionError) as error:
+        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
             text = f"{show(entry.name)}: a hard link to {show(target)}: {error.strerror}"
             raise MalformedArchive(text) from None
 
@@ -354,12 +353,18 @@ class Unpacker:
         ``by_link``: ``fd`` is an O_PATH descriptor, which calls reach by its link in /proc.
         """
         target: int | bytes = b"/proc/self/fd/%d" % fd if by_link else fd
-        self._chown(target, *self._host_owner(entry))
-        if not stat.S_ISLNK(os.fstat(fd).st_mode):
-            os.chmod(target, entry.mode)
+        kind = os.fstat(fd).st_mode
+        self._own(target, kind, *self._host_owner(entry), entry.mode)
         for name, value in entry.xattrs.items():
             if name not in _SKIPPED_XATTRS and self._beneath.accepts(name):
                 _set_xattr(target, name, value)
+
+    def _own(self, target: int | bytes, kind: int, uid: int, gid: int, mode: int) -> None:
+        if self._beneath.own(target, uid, gid, stat.S_IFMT(kind) | mode):
+            return
+        self._chown(target, uid, gid)
+        if not stat.S_ISLNK(kind):
+            os.chmod(target, mode)
 
     def _chown(self, target: int | bytes, uid: int, gid: int) -> None:
         try:
