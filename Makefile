@@ -45,7 +45,11 @@ up: packages $(VENV)/installed $(STORAGE_CONF)
 	@echo "  $(BIN)/fsd status"
 
 down:
-	@if [ -x $(BIN)/fsd ] && [ -e $(STORAGE_CONF) ]; then $(FSD) down; else echo "fsd is not installed here"; fi
+	@# Without the virtual environment, so that it works after that was removed.
+	@if [ -e $(STORAGE_CONF) ]; then \
+		$(SUDO) env CONTAINERS_STORAGE_CONF=$(STORAGE_CONF) PYTHONPATH=$(CURDIR) PYTHONDONTWRITEBYTECODE=1 \
+			$(PYTHON) -m fsd down; \
+	else echo "there is no store in $(FSD_HOME)"; fi
 
 test: test-packages $(VENV)/installed-dev
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -59,7 +63,7 @@ bench: test-packages $(VENV)/installed-dev
 	$(BIN)/python -m tests.bench
 
 clean: down
-	$(SUDO) rm -rf --one-file-system $(FSD_HOME)
+	$(SUDO) rm -rf --one-file-system $(FSD_HOME) $(RUNROOT)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	rm -f drivers/*.so $(GENERATED)
 	find . -name __pycache__ -prune -exec rm -rf {} +
