@@ -102,6 +102,7 @@ class _Application:
 
     def __init__(self, target: Target, source: ArchiveInput, limits: Limits, *, record: bool) -> None:
         self._source = source
+        self._compilable = target.beneath.plain
         self._limits = limits
         self._window = Window(source)
         self._reader = TarReader(self._window, limits)
@@ -125,7 +126,7 @@ class _Application:
         """Unpack everything; tar-split goes to ``lines``."""
         writer = TarSplitWriter(lines) if lines is not None else None
         while True:
-            if compiled:
+            if compiled and self._compilable:
                 self._take_plain(writer)
             entry = self._reader.next()
             if entry is None:

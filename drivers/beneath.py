@@ -17,6 +17,8 @@ class Beneath:
 
     directories = False
     """Whether a directory that is new to the tree may have to be copied up from below."""
+    plain = True
+    """Whether owner and mode of a file are kept as its own."""
 
     def bring(self, path: bytes) -> None:
         """Copy up the directories on the way to ``path`` and itself, and a symbolic link that ends it."""
@@ -36,6 +38,10 @@ class Beneath:
 
     def uncover(self, directory: int, name: bytes) -> bool:
         """Remove a mark at ``name`` that hides what is below; whether there was one."""
+        return False
+
+    def own(self, target: int | bytes, uid: int, gid: int, mode: int) -> bool:
+        """Record owner and mode of a file, open or by path, elsewhere; false to have them set on it."""
         return False
 
     def accepts(self, attribute: bytes) -> bool:

@@ -57,7 +57,7 @@ from drivers.overlay_links import (
 )
 from drivers.overlay_mount import is_mounted, make_private
 from drivers.overlay_options import parse_options, reject_quota
-from drivers.overlay_upper import BaseUpper, Upper
+from drivers.overlay_upper import OVERRIDE, BaseUpper, Upper
 from drivers.overlay_views import Views, stored_unshifted
 from drivers.shifting import update_id_map
 from drivers.staging import Staging
@@ -70,8 +70,6 @@ if TYPE_CHECKING:
     from drivers.beneath import Beneath
 
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
-_OVERRIDE = "user.containers.override_stat"
-"""Owner and mode of a file whose own are forced; ``uid:gid:octal mode`` (fuse-overlayfs(1))."""
 _FILESYSTEMS = {
     0x9123683E: "btrfs",
     0x58465342: "xfs",
@@ -98,6 +96,7 @@ class OverlayDriver(NaiveDiff, Driver):
     )
 
     def __init__(self, home: Path, options: Mapping[str, str] | None = None) -> None:
+        home = home.absolute()
         super().__init__(home, options)
         self._settings = parse_options(self.options)
         self.ignore_chown_errors = self._settings.ignore_chown_errors
@@ -225,8 +224,8 @@ class OverlayDriver(NaiveDiff, Driver):
         root.chmod(mode if forced is None else forced)
         if below is not None:
             _copy_attributes(below.diff, root)
-        if forced is not None and _OVERRIDE not in os.listxattr(root):
-            os.setxattr(root, _OVERRIDE, f"{owner[0]}:{owner[1]}:0{mode:o}".encode())
+        if forced is not None and OVERRIDE not in os.listxattr(root):
+            os.setxattr(root, OVERRIDE, f"{owner[0]}:{owner[1]}:0{mode:o}".encode())
 
     def create_from_template(
         self,
@@ -381,9 +380,9 @@ class OverlayDriver(NaiveDiff, Driver):
         mappings: IDMappings | None = None,
         tar_split: BinaryIO | None = None,
     ) -> Applied:
-        """Unpack into the layer's upper directory; through the mount if there is one, or it must be."""
+        """Unpack into the layer's upper directory; through the mount while there is one."""
         place = self.place(layer_id)
-        if is_mounted(self._target(place)) or self._settings.mount_program or any(place.rotated()):
+        if is_mounted(self._target(place)) or any(place.rotated()):
             return super().apply_diff(layer_id, archive, mappings=mappings, tar_split=tar_split)
         with ExitStack() as stack:
             upper = stack.enter_context(directory(place.diff))
@@ -399,10 +398,11 @@ class OverlayDriver(NaiveDiff, Driver):
     def _beneath(self, place: LayerPlace, upper: int, mappings: IDMappings, stack: ExitStack) -> Beneath:
         below = self._views.below(place)
         if below is None:
-            return BaseUpper()
+            return BaseUpper(self._settings.force_mask)
         shift = mappings if mappings and stored_unshifted(below, mappings) else IDMappings()
         view = self._views.private(below, MountOptions(options=("ro",), mappings=shift))
-        return Upper(upper, stack.enter_context(directory(stack.enter_context(view))))
+        lower = stack.enter_context(directory(stack.enter_context(view)))
+        return Upper(upper, lower, self._settings.force_mask)
 
     def _read_only(self, mounts: ExitStack, layer_id: str) -> Path:
         """A mount of its own, so that nobody who mounts the layer to write meets a read-only one."""

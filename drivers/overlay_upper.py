@@ -28,8 +28,28 @@ _FILES = (stat.S_IFREG, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR,
 _OVERLAY_ATTRIBUTES = (b"trusted.overlay.", b"user.overlay.")
 
 
+OVERRIDE = "user.containers.override_stat"
+"""Owner and mode of a file whose own are forced; ``uid:gid:octal mode`` (fuse-overlayfs(1))."""
+
+
 class BaseUpper(Beneath):
-    """The upper directory of a base layer."""
+    """The upper directory of a base layer.
+
+    Args:
+        forced: permission bits all files get, their own going to an attribute; ``None`` for none.
+    """
+
+    def __init__(self, forced: int | None = None) -> None:
+        self._forced = forced
+        self.plain = forced is None
+
+    def own(self, target: int | bytes, uid: int, gid: int, mode: int) -> bool:
+        """Under forced permissions, keep the real ones where a file can have attributes."""
+        if self._forced is None or stat.S_IFMT(mode) not in (stat.S_IFREG, stat.S_IFDIR):
+            return False
+        os.setxattr(target, OVERRIDE, f"{uid}:{gid}:0{stat.S_IMODE(mode):o}".encode())
+        os.chmod(target, self._forced)
+        return True
 
     def accepts(self, attribute: bytes) -> bool:
         """All but overlayfs's own, which would let an archive rearrange the layers below."""
@@ -42,11 +62,13 @@ class Upper(BaseUpper):
     Args:
         upper: the open upper directory.
         lower: the open root of what the layers below show together.
+        forced: as for a base layer.
     """
 
     directories = True
 
-    def __init__(self, upper: int, lower: int) -> None:
+    def __init__(self, upper: int, lower: int, forced: int | None = None) -> None:
+        super().__init__(forced)
         self._upper = upper
         self._lower = lower
         self._opaque = xattr_prefix() + "opaque"
@@ -123,7 +145,15 @@ class Upper(BaseUpper):
             return None
         with self._lower_directory(path.rpartition(b"/")[0]) as source:
             copy_entry(source, directory, name)
+        self._own_copy(directory, name)
         return mode
+
+    def _own_copy(self, directory: int, name: bytes) -> None:
+        if self._forced is None:
+            return
+        status = os.lstat(name, dir_fd=directory)
+        if self.own(b"/proc/self/fd/%d/" % directory + name, status.st_uid, status.st_gid, status.st_mode):
+            os.chown(name, os.geteuid(), os.getegid(), dir_fd=directory)
 
     @contextmanager
     def _lower_directory(self, path: bytes) -> Iterator[int]:
