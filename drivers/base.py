@@ -136,6 +136,14 @@ DEFAULT_CREATION = Creation()
 DEFAULT_MOUNT = MountOptions()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotFacts:
+    """When a snapshot was taken (nanoseconds since the epoch), and its :meth:`Snapshots.generation`."""
+
+    created_ns: int
+    generation: int
+
+
 class Snapshots(ABC):
     """Read-only copies of layers, kept outside the directories other tools manage.
 
@@ -176,10 +184,16 @@ class Snapshots(ABC):
         """Directory of a snapshot's content; ``SnapshotUnknown``."""
 
     @abstractmethod
-    def generation(self, layer_id: str) -> int:
-        """A number that grows with every committed change of the layer.
+    def describe(self, key: str) -> SnapshotFacts:
+        """When the snapshot was taken, and of which generation of its layer; ``SnapshotUnknown``."""
 
-        Commits pending changes first, so that equal numbers mean equal content.
+    @abstractmethod
+    def generation(self, layer_id: str, *, settle: bool = True) -> int:
+        """A number that grows with every change of the layer, and that a copy of the layer shares.
+
+        Args:
+            settle: commit pending changes first, so that equal numbers mean equal content. Without it
+                the call is immediate, and only a *different* number says something.
         """
 
 

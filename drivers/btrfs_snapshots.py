@@ -8,7 +8,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from drivers import btrfs_ioctl, syscalls
-from drivers.base import DEFAULT_CREATION, Snapshots, check_layer_id
+from drivers.base import DEFAULT_CREATION, SnapshotFacts, Snapshots, check_layer_id
 from drivers.btrfs_removal import destroy_tree
 from drivers.errors import BadLayerID, SnapshotExists, SnapshotUnknown
 
@@ -102,13 +102,20 @@ class BtrfsSnapshots(Snapshots):
             raise SnapshotUnknown(f"there is no snapshot {key}")
         return path
 
-    def generation(self, layer_id: str) -> int:
-        """The last transaction that changed the content, once everything written so far is committed.
+    def describe(self, key: str) -> SnapshotFacts:
+        """The creation time and content's generation in the snapshot's own root item."""
+        info = btrfs_ioctl.subvolume_info(self.path(key))
+        return SnapshotFacts(created_ns=info.created_ns, generation=info.ctransid)
 
-        That is ``ctransid``: taking a snapshot raises the source's ``generation`` although nothing changed.
+    def generation(self, layer_id: str, *, settle: bool = True) -> int:
+        """The last transaction that changed the content.
+
+        That is ``ctransid``, which a snapshot inherits: taking one raises the source's ``generation``
+        although nothing changed. Data not yet written back may still raise it, hence ``settle``.
         """
         with btrfs_ioctl.opened(self._driver.present(layer_id)) as fd:
-            btrfs_ioctl.sync(fd)
+            if settle:
+                btrfs_ioctl.sync(fd)
             return btrfs_ioctl.subvolume_info(fd).ctransid
 
     def _place(self, key: str) -> Path:

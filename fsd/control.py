@@ -141,12 +141,7 @@ def rename_snapshot(subject: ContainerSubject, name: str, new_name: str) -> None
 
 def snapshot_before_write(site: Site, container: str) -> Snapshot | None:
     """The automatic snapshot of a burst; none when nothing changed since the last one."""
-    history = site.history
-    generation = history.generation(container)
-    taken = history.list(container)
-    if taken and taken[-1].generation == generation:
-        return None
-    return history.take(container, reason="write", generation=generation)
+    return site.history.take_if_changed(container, reason="write")
 
 
 def snapshot_of(subject: PartSubject) -> Snapshot:

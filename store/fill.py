@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from drivers import errors as driver_errors
 from drivers.base import Creation
 from store import codec
+from store.durable import remove_tree
 from store.errors import BadValue, InUse, NoSuchSource, NotPristine
 from store.ids import new_id
 from store.records import Container, Layer
@@ -212,7 +213,7 @@ def _exchange(store: Store, tables: Transaction, container_id: str, source: Sour
     except BaseException:
         _undo(store, tables, new, old)
         raise
-    store.discard_layer(tables.layers, tables.layers.flag_incomplete(replace(old, names=())))
+    _drop(store, tables, old)
     return filled
 
 
@@ -275,6 +276,15 @@ def _undo(store: Store, tables: Transaction, new: str, old: Layer) -> None:
     store.driver.remove(new)
 
 
+def _drop(store: Store, tables: Transaction, layer: Layer) -> None:
+    """Remove a layer nothing names, record first: a tree without a record harms nobody (FORMAT 7)."""
+    tables.layers.remove(layer.id)
+    tables.layers.flush()
+    store.driver.remove(layer.id)
+    store.tar_split_path(layer.id).unlink(missing_ok=True)
+    remove_tree(store.table_directory("layers") / layer.id)
+
+
 def end_fill(store: Store, intent: Intent) -> None:
     """After a crash: remove the one of the two layers that the container does not name."""
     with store.transaction(layers="w", images="r", containers="r") as tables:
@@ -284,7 +294,7 @@ def end_fill(store: Store, intent: Intent) -> None:
                 continue
             layer = tables.layers.get(layer_id)
             if layer is not None:
-                store.discard_layer(tables.layers, tables.layers.flag_incomplete(layer))
+                _drop(store, tables, layer)
             else:
                 with suppress(driver_errors.LayerUnknown):
                     store.driver.remove(layer_id)

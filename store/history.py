@@ -110,19 +110,12 @@ class History:
 
     # -- one snapshot --------------------------------------------------------------------------
 
-    def take(
-        self,
-        container: str,
-        name: str | None = None,
-        reason: Reason = "manual",
-        generation: int | None = None,
-    ) -> Snapshot:
+    def take(self, container: str, name: str | None = None, reason: Reason = "manual") -> Snapshot:
         """Snapshot a container as it is now.
 
         Args:
             name: chosen by a person; without it the time becomes the name (``20260815T143000Z``),
                 and retention may remove the snapshot later.
-            generation: the layer's generation, if the caller just asked for it.
 
         Raises:
             ContainerUnknown, SnapshotExists, BadName
@@ -131,7 +124,20 @@ class History:
             check_snapshot_name(name)
         found = self.store.container(container)
         with self._locked(found.id):
-            return self._take(found, name, reason, generation)
+            return self._take(found, name, reason)
+
+    def take_if_changed(self, container: str, reason: Reason = "write") -> Snapshot | None:
+        """An automatic snapshot, unless the container is as it was when the latest one was taken.
+
+        Raises:
+            ContainerUnknown
+        """
+        found = self.store.container(container)
+        with self._locked(found.id):
+            taken = self.table.all(found.id)
+            if taken and self.table.unchanged_since(taken[-1], found.layer):
+                return None
+            return self._take(found, None, reason)
 
     def remove(self, container: str, name: str) -> None:
         """Delete a snapshot; ``ContainerUnknown``, ``SnapshotUnknown``, ``Pinned``."""
@@ -307,21 +313,16 @@ class History:
                 return container
             raise
 
-    def _take(
-        self, container: Container, name: str | None, reason: Reason, generation: int | None = None
-    ) -> Snapshot:
-        if generation is None:
-            generation = self.table.copies.generation(container.layer)
-        automatic = name is None or reason == "pre-rollback"
+    def _take(self, container: Container, name: str | None, reason: Reason) -> Snapshot:
+        before_rollback = reason == "pre-rollback"
         snapshot = Snapshot(
             container_id=container.id,
             name=name or self.table.free_name(container.id),
             created_ns=time.time_ns(),
             reason=reason,
-            generation=generation,
-            named=not automatic,
+            named=name is not None and not before_rollback,
         )
-        return self.table.take(container.layer, snapshot, durable=reason == "pre-rollback")
+        return self.table.take(container.layer, snapshot, durable=before_rollback)
 
     def _restore(self, container: Container, snapshot: Snapshot, before: str) -> Snapshot:
         kept = self._take(container, before, "pre-rollback")

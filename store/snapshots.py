@@ -6,8 +6,6 @@ between the two leaves a difference :meth:`SnapshotTable.reconcile` knows how to
 
 from __future__ import annotations
 
-import calendar
-import os
 import re
 import time
 from contextlib import contextmanager, suppress
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@+-]*")
 TIMESTAMP = "%Y%m%dT%H%M%SZ"
-AUTOMATIC_NAME = re.compile(r"(?:pre-rollback-)?(\d{8}T\d{6}Z)(?:_\d+)?")
+AUTOMATIC_NAME = re.compile(r"(?:pre-rollback-)?\d{8}T\d{6}Z(?:_\d+)?")
 RENAME = "snapshot-rename"
 """The kind of intent :meth:`SnapshotTable.move` records."""
 
@@ -82,12 +80,28 @@ class SnapshotTable:
         return name
 
     def take(self, layer: str, snapshot: Snapshot, *, durable: bool = False) -> Snapshot:
-        """Copy ``layer``; ``durable`` has the row on disk at return. ``SnapshotExists``."""
+        """Copy ``layer``; time and generation are the copy's own. ``SnapshotExists``.
+
+        Args:
+            durable: have the row on disk at return.
+        """
         self.refresh()
+        key = snapshot_key(snapshot.container_id, snapshot.name)
         with _translated(snapshot.container_id, snapshot.name):
-            self.copies.take(layer, snapshot_key(snapshot.container_id, snapshot.name))
-        self.state.put_snapshot(snapshot, durable=durable)
-        return snapshot
+            self.copies.take(layer, key)
+            facts = self.copies.describe(key)
+        taken = replace(snapshot, created_ns=facts.created_ns, generation=facts.generation)
+        self.state.put_snapshot(taken, durable=durable)
+        return taken
+
+    def unchanged_since(self, snapshot: Snapshot, layer: str) -> bool:
+        """Whether ``layer`` still has the content it had when the snapshot was taken.
+
+        What changed usually shows at once; only when nothing shows is the disk waited for.
+        """
+        return all(
+            self.copies.generation(layer, settle=settle) == snapshot.generation for settle in (False, True)
+        )
 
     def restore(self, snapshot: Snapshot, layer: str) -> None:
         """Swap the content of ``layer`` for the snapshot's, in one step; ``SnapshotUnknown``."""
@@ -140,20 +154,19 @@ class SnapshotTable:
                 self.state.drop_snapshot(container_id, old)
 
     def _adopt(self, container_id: str, name: str) -> None:
-        """Make a row for a copy; its time comes from its name, else from its directory."""
-        match = AUTOMATIC_NAME.fullmatch(name)
-        created = _stamp_ns(match[1]) if match else None
+        """Make a row for a copy, with what the copy itself tells."""
         try:
-            changed_ns = os.stat(self.copies.path(snapshot_key(container_id, name))).st_ctime_ns
+            facts = self.copies.describe(snapshot_key(container_id, name))
         except (FileNotFoundError, driver_errors.SnapshotUnknown):
             return
         self.state.put_snapshot(
             Snapshot(
                 container_id=container_id,
                 name=name,
-                created_ns=changed_ns if created is None else created,
+                created_ns=facts.created_ns,
                 reason="found",
-                named=match is None,
+                generation=facts.generation,
+                named=not AUTOMATIC_NAME.fullmatch(name),
             )
         )
 
@@ -172,13 +185,6 @@ def snapshot_key(container_id: str, name: str) -> str:
 def _rename_keys(intent: Intent) -> tuple[str, str]:
     container_id, old, new = (str(intent.details[k]) for k in ("container", "old", "new"))
     return snapshot_key(container_id, old), snapshot_key(container_id, new)
-
-
-def _stamp_ns(stamp: str) -> int | None:
-    try:
-        return calendar.timegm(time.strptime(stamp, TIMESTAMP)) * 1_000_000_000
-    except ValueError:
-        return None
 
 
 @contextmanager

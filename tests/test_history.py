@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import re
 import subprocess
+import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from store.records import Container
 
 AUTOMATIC = re.compile(r"\d{8}T\d{6}Z(_\d+)?")
+TICK = 20_000_000
+"""The kernel's clock for inodes may be this far behind, in nanoseconds."""
 NOTHING_KEPT = Policy(keep_last=0, keep_hourly=0, keep_daily=0, minimum_age=0.0)
 
 
@@ -78,7 +82,7 @@ def test_a_snapshot_keeps_the_state_while_the_container_goes_on(store, history, 
     (rootfs(store, web) / "file").write_text("two")
     assert (history.path("web", "first") / "file").read_text() == "one"
     assert (taken.container_id, taken.name, taken.reason, taken.named) == (web.id, "first", "manual", True)
-    assert before <= taken.created_ns <= time.time_ns()
+    assert before - TICK <= taken.created_ns <= time.time_ns()
     assert history.list(web.id) == (taken,)
     assert history.get("web", "first") == taken
     with pytest.raises(OSError, match="Read-only"):
@@ -168,6 +172,51 @@ def test_the_generation_moves_with_content_and_not_with_snapshots(store, history
     assert history.generation("web") == first
     (rootfs(store, web) / "file").write_text("two")
     assert history.generation("web") > first
+
+
+def test_no_automatic_snapshot_is_taken_when_nothing_changed(store, history, web) -> None:
+    first = history.take_if_changed("web")
+    assert first is not None
+    assert first.reason == "write"
+    assert not first.named
+    (rootfs(store, web) / "file").read_text()
+    assert history.take_if_changed("web") is None
+    history.rename("web", first.name, "kept")
+    assert history.take_if_changed("web") is None
+
+
+def overwrite(path: Path) -> None:
+    with open(path, "r+") as file:
+        file.write("X")
+
+
+def map_and_store(path: Path) -> None:
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        memory[0] = 88
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        overwrite,
+        map_and_store,
+        lambda path: path.chmod(0o600),
+        lambda path: os.setxattr(path, "user.x", b"1"),
+        lambda path: path.unlink(),
+        lambda path: tempfile.mkdtemp(dir=path.parent),
+        lambda path: os.truncate(path, 1),
+    ],
+    ids=["write", "mmap", "chmod", "xattr", "unlink", "mkdir", "truncate"],
+)
+def test_every_kind_of_change_is_noticed_at_once(store, history, web, change) -> None:
+    for _ in range(3):
+        history.take("web")
+        path = rootfs(store, web) / "file"
+        path.write_text("one")
+        assert history.take_if_changed("web") is not None
+        change(path)
+        assert history.take_if_changed("web") is not None
+        assert history.take_if_changed("web") is None
 
 
 # -- rollback --------------------------------------------------------------------------------------
