@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final
 import pyfuse3
 
 from fsd import rootfs_calls as calls
-from fsd.rootfs_files import OpenFiles, appends_only, drop_privileges, real_flags
+from fsd.rootfs_files import OpenFiles, appends_only, drop_group_privilege, drop_privileges, real_flags
 from fsd.rootfs_nodes import OURS, Node, NodeTable, View
 from fsd.rootfs_reply import attributes, errors_as_fuse
 
@@ -42,6 +42,7 @@ __all__ = ["Rootfs", "View"]
 log = logging.getLogger("fsd.rootfs")
 
 _ACL_NAMES: Final = b"system.posix_acl_"
+_ACCESS_ACL: Final = b"system.posix_acl_access"
 _DEFAULT_ACL: Final = "system.posix_acl_default"
 
 
@@ -64,7 +65,7 @@ class Rootfs:
     """
 
     def __init__(self, number: Callable[[str], int], home: Path, nodes: NodeTable | None = None) -> None:
-        self._nodes = nodes or NodeTable(number)
+        self._nodes = NodeTable(number) if nodes is None else nodes
         self._files = OpenFiles()
         self._directories: dict[int, _OpenDirectory] = {}
         self._home = home
@@ -98,12 +99,12 @@ class Rootfs:
         """
         self._nodes.release(view)
 
-    def view_of(self, inode: int) -> View | None:
-        """The view a node belongs to; ``None`` for a node that is not known."""
-        try:
-            return self._nodes.get(inode).view
-        except OSError:
-            return None
+    def view_of(self, number: int) -> View | None:
+        """The view a node id or a file handle belongs to; ``None`` for one that is not known."""
+        for find in (self._nodes.get, self._files.node_of):
+            with contextlib.suppress(OSError):
+                return find(number).view
+        return None
 
     def unref(self, inode: int, lookups: int = 1) -> None:
         """Give back lookups the kernel did not get to count."""
@@ -284,6 +285,8 @@ class Rootfs:
         await self._begin(node, node.name or None)
         with self._nodes.path_fd(node) as fd:
             os.setxattr(calls.magic(fd), name, value)
+            if name == _ACCESS_ACL:
+                drop_group_privilege(fd, ctx)
 
     async def listxattr(self, inode: int, ctx: RequestContext) -> Sequence[bytes]:
         """Names; those of the trusted namespace for root only, as xattr(7) has it."""
@@ -306,15 +309,9 @@ class Rootfs:
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             await self._begin(node, node.name or None)
         fd = self._nodes.open(node, real_flags(flags))
-        info = os.fstat(fd)
-        if (
-            not info.st_nlink and node.pinned < 0
-        ):  # removed on the real path: the kernel looks the name up anew
-            os.close(fd)
-            raise OSError(errno.ESTALE, "the file was removed", node.name)
         if flags & os.O_TRUNC and ctx.uid != 0:
             drop_privileges(fd)
-        return self._opened(node, fd, info, flags, ctx)
+        return self._opened(node, fd, os.fstat(fd), flags, ctx)
 
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext

@@ -23,6 +23,7 @@ _RESOLVE_NO_MAGICLINKS: Final = 0x02
 _SYS_OPEN_TREE: Final = 428
 _SYS_OPENAT2: Final = 437
 _UTIME_OMIT: Final = (1 << 30) - 2
+_NOBODY: Final = 2**32 - 1
 _NS: Final = 1_000_000_000
 _PATH_FLAGS: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -54,6 +55,8 @@ _renameat2.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_cha
 _utimensat = _libc.utimensat
 _utimensat.argtypes = (ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(_Timespec), ctypes.c_int)
 _setfsuid, _setfsgid = _libc.setfsuid, _libc.setfsgid
+for _function in (_setfsuid, _setfsgid):
+    _function.argtypes, _function.restype = (ctypes.c_uint,), ctypes.c_uint
 _capget, _capset = _libc.capget, _libc.capset
 
 _CHILD_HOW: Final = _OpenHow(_PATH_FLAGS, 0, _RESOLVE_NO_XDEV | _RESOLVE_NO_MAGICLINKS)
@@ -133,7 +136,7 @@ def acting_as(uid: int, gid: int) -> Iterator[None]:
     try:
         _setfsgid(gid)
         _setfsuid(uid)
-        if _setfsuid(-1) != uid or _setfsgid(-1) != gid:
+        if _setfsuid(_NOBODY) != uid or _setfsgid(_NOBODY) != gid:  # changes nothing, tells what is
             raise PermissionError(errno.EPERM, f"cannot create objects for uid {uid}, gid {gid}")
         if own_uid == 0 and uid != 0:
             _keep_directory_rights()

@@ -10,12 +10,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
+import pyfuse3
 import trio
 
+from fsd.rootfs_calls import magic
 from fsd.rootfs_nodes import OURS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pyfuse3 import RequestContext
 
     from fsd.rootfs_nodes import Node
 
@@ -51,6 +55,10 @@ class OpenFiles:
             return self._files[fh]
         except KeyError:
             raise OSError(errno.EBADF, f"file handle {fh:#x} is not open") from None
+
+    def node_of(self, fh: int) -> Node:
+        """The node a handle was opened on; ``EBADF``."""
+        return self.get(fh).node
 
     def add(self, node: Node, fd: int, *, strips: bool) -> int:
         """Take over an open descriptor; the number it is known by from now on."""
@@ -128,6 +136,19 @@ def drop_privileges(fd: int) -> None:
         os.fchmod(fd, stat.S_IMODE(mode) & ~drop)
     with contextlib.suppress(OSError):
         os.removexattr(fd, "security.capability")
+
+
+def drop_group_privilege(fd: int, ctx: RequestContext) -> None:
+    """What chmod(2) does and a new ACL must do too: set-group-ID is for members of the group only.
+
+    The kernel leaves it to the filesystem, with a flag (FUSE_SETXATTR_EXT) that pyfuse3 cannot ask for.
+    """
+    info = os.stat(magic(fd))
+    if ctx.uid != 0 and info.st_mode & stat.S_ISGID and info.st_gid != ctx.gid:
+        with contextlib.suppress(OSError, RuntimeError):  # the caller may be gone
+            if info.st_gid in pyfuse3.get_sup_groups(ctx.pid):
+                return
+        os.chmod(magic(fd), stat.S_IMODE(info.st_mode) & ~stat.S_ISGID)
 
 
 def _read_cached(fd: int, offset: int, size: int) -> bytes | None:

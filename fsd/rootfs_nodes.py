@@ -39,6 +39,7 @@ _INODE_BITS: Final = 40
 _NUMBER_BITS: Final = 21
 _PATH: Final = os.O_PATH | os.O_NOFOLLOW
 _PINNED_MAX: Final = 64
+_CACHED_MAX: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,7 @@ class NodeTable:
     """All nodes of all views of one mount.
 
     Args:
-        number: the stable number of a key, below 2**21 (asked once per tree).
+        number: the stable number of a key, from 1 to 2**21 - 1; asked once per tree.
         descriptors: how many descriptors may be kept open; by default from RLIMIT_NOFILE.
         use_handles: ``False`` makes the table work as without privilege.
     """
@@ -128,7 +129,7 @@ class NodeTable:
         self, number: Callable[[str], int], *, descriptors: int | None = None, use_handles: bool = True
     ) -> None:
         self.number = number
-        self._limit = descriptors or max(16, min(512, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
+        self._limit = _default_limit() if descriptors is None else descriptors
         self._use_handles = use_handles
         self._nodes: dict[int, Node] = {}
         self._trees: dict[tuple[str, bytes], Tree] = {}
@@ -185,8 +186,8 @@ class NodeTable:
         tree = self._trees.get((view.key, root))
         if tree is None:
             number = self.number(f"{view.key}/{root.hex()}")
-            if number >> _NUMBER_BITS:
-                raise OSError(errno.EOVERFLOW, f"view number {number} has more than {_NUMBER_BITS} bits")
+            if not 0 < number < 1 << _NUMBER_BITS:  # 0 is left to file handles
+                raise OSError(errno.EOVERFLOW, f"view number {number} is not in 1 … 2**{_NUMBER_BITS} - 1")
             tree = self._trees[view.key, root] = Tree(view, number, dev, root)
             self._anchor(tree, fd)
         tree.view, tree.dev = view, dev
@@ -276,9 +277,16 @@ class NodeTable:
         yield fd
 
     def open(self, node: Node, flags: int) -> int:
-        """A real descriptor of a file or directory; the caller closes it."""
-        with self.path_fd(node) as fd:
-            return _unnoticed(calls.magic(fd), flags | os.O_CLOEXEC | os.O_NONBLOCK)
+        """A real descriptor of a file or directory; the caller closes it.
+
+        ``ESTALE`` for what was removed on the real path, so that the kernel looks its name up anew.
+        """
+        with self.path_fd(node) as path:
+            fd = _unnoticed(calls.magic(path), flags | os.O_CLOEXEC | os.O_NONBLOCK)
+        if not os.fstat(fd).st_nlink and node.pinned < 0:
+            os.close(fd)
+            raise OSError(errno.ESTALE, "the object was removed", node.name)
+        return fd
 
     def pin(self, node: Node, fd: int) -> None:
         """Keep an inode that loses its last name reachable while the kernel holds it.
@@ -375,6 +383,12 @@ class NodeTable:
         if mount[1] <= 0:
             os.close(mount[0])
             self._mounts = {key: value for key, value in self._mounts.items() if value is not mount}
+
+
+def _default_limit() -> int:
+    """A quarter of the descriptors the process may have; open files need the others."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return _CACHED_MAX if soft == resource.RLIM_INFINITY else max(16, min(_CACHED_MAX, soft // 4))
 
 
 def _unnoticed(path: str, flags: int) -> int:

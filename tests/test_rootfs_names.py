@@ -276,3 +276,16 @@ def test_rootfs_statfs_is_the_real_filesystem(served: Served) -> None:
     info = os.statvfs(served.view("c"))
     assert info.f_namemax == 255
     assert info.f_blocks > 0
+
+
+@pytest.mark.parametrize(("groups", "kept"), [((), False), ((777,), True)])
+def test_rootfs_access_list_by_no_member_takes_set_group_id_away(
+    work: Work, groups: tuple[int, ...], kept: bool
+) -> None:
+    (work.real / "f").touch()
+    os.chown(work.real / "f", USER, 777)
+    os.chmod(work.real / "f", 0o2755)
+    acl = "bytes.fromhex('02000000' '01000700ffffffff' '04000500ffffffff' '20000500ffffffff')"
+    code = f"os.setxattr(a[0], 'system.posix_acl_access', {acl})"
+    as_user(code, work.here / "f", groups=groups)
+    assert bool((work.real / "f").stat().st_mode & stat.S_ISGID) is kept
