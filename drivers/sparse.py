@@ -47,6 +47,46 @@ def no_aliases(inode: int) -> Iterable[bytes]:
     return ()
 
 
+class Places:
+    """Looks paths of one tree up, with the directory of the last one kept open.
+
+    Candidates come sorted, so most are in the same directory as the one before. No symbolic link is
+    followed; an entry is valid until the next call.
+    """
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._path: bytes | None = None
+        self._fd = -1
+
+    def entry(self, path: bytes) -> Entry | None:
+        """What is at an absolute path other than the root's, or ``None``."""
+        directory_path, _, name = path.rpartition(b"/")
+        if not self.enter(directory_path):
+            return None
+        try:
+            status = os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        return Entry(b"/proc/self/fd/%d/%s" % (self._fd, name), status, status.st_ino)
+
+    def enter(self, path: bytes) -> bool:
+        """Open a directory for the lookups to come; false when there is none at ``path``."""
+        if path != self._path:
+            self.close()
+            with located(self._root, path) as found:
+                if found is not None and stat.S_ISDIR(found.stat.st_mode):
+                    self._fd = os.open(found.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._path = path
+        return self._fd >= 0
+
+    def close(self) -> None:
+        """Close the directory kept open."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._path, self._fd = None, -1
+
+
 class CandidateComparison:
     """Compares two trees at candidate paths only.
 
@@ -69,6 +109,7 @@ class CandidateComparison:
         aliases: Aliases = no_aliases,
     ) -> None:
         self._new, self._old = new, old
+        self._new_places, self._old_places = Places(new), Places(old)
         self._owners, self._rules = owners, rules
         self._same, self._aliases = same, aliases
         self._found = Collector()
@@ -87,12 +128,16 @@ class CandidateComparison:
             touched: candidates whose other names may not be among the candidates.
         """
         self._touched = touched
-        self._take(candidates)
-        # Sizes can be judged only when every named entry is counted, and may name more candidates.
-        while unbalanced := [p for p, excess in self._directories.items() if excess != self._balance[p]]:
-            for path in unbalanced:
-                del self._directories[path]
-                self._take(self.differing_names(path))
+        try:
+            self._take(candidates)
+            # Sizes can be judged only when every named entry is counted, and may name more candidates.
+            while unbalanced := [p for p, excess in self._directories.items() if excess != self._balance[p]]:
+                for path in unbalanced:
+                    del self._directories[path]
+                    self._take(self.differing_names(path))
+        finally:
+            self._new_places.close()
+            self._old_places.close()
         return self._found.finish()
 
     def _take(self, candidates: Iterable[bytes]) -> None:
@@ -123,16 +168,16 @@ class CandidateComparison:
         if path in (b"", b"/"):
             self._note_directory(b"")
             return ()
-        with located(self._new, path) as new, located(self._old, path) as old:
-            self._weigh(path, new, old)
-            if new is not None and old is not None:
-                return self._both(path, new, old)
-            if new is not None:
-                self._only_new(path, new)
-            elif old is not None:
-                self._only_old(path)
-            else:
-                self._settled.add(path)
+        new, old = self._new_places.entry(path), self._old_places.entry(path)
+        self._weigh(path, new, old)
+        if new is not None and old is not None:
+            return self._both(path, new, old)
+        if new is not None:
+            self._only_new(path, new)
+        elif old is not None:
+            self._only_old(path)
+        else:
+            self._settled.add(path)
         return ()
 
     def _weigh(self, path: bytes, new: Entry | None, old: Entry | None) -> None:
@@ -157,8 +202,8 @@ class CandidateComparison:
         return self._links(path, new)
 
     def _other_names(self, path: bytes) -> Iterable[bytes]:
-        with located(self._new, path) as new:
-            return () if new is None or stat.S_ISDIR(new.stat.st_mode) else self._links(path, new)
+        new = self._new_places.entry(path)
+        return () if new is None or stat.S_ISDIR(new.stat.st_mode) else self._links(path, new)
 
     def _links(self, path: bytes, new: Entry) -> Iterable[bytes]:
         inode = new.stat.st_ino
@@ -175,10 +220,9 @@ class CandidateComparison:
 
     def _only_old(self, path: bytes) -> None:
         self._settled.add(path)
-        with located(self._new, path.rpartition(b"/")[0]) as parent:
-            # Where the directory above is gone or no directory, it is the one listed.
-            if parent is not None and stat.S_ISDIR(parent.stat.st_mode):
-                self._found.add(path, ChangeKind.DELETED)
+        # Where the directory above is gone or no directory, it is the one listed.
+        if self._new_places.enter(path.rpartition(b"/")[0]):
+            self._found.add(path, ChangeKind.DELETED)
 
     def _compare_below(self, path: bytes, new: Entry, old: Entry | None) -> None:
         with ExitStack() as stack:
