@@ -13,11 +13,16 @@
       check.py        consistency, repair, garbage collection
     catalog.py      the whole store at one moment, without locks
     layers.py  images.py  containers.py      one table each, on
-    table.py        records in JSON files under a lock, saved atomically
+    table.py  segment.py  view.py            records in JSON files under a lock, saved atomically
     lockfile.py     the lock protocol and its stamps
     records.py  codec.py                     records, and their JSON byte for byte
     bigdata.py  names.py  ids.py  idranges.py  config.py  durable.py  errors.py
-    history.py  fill.py  oci.py  state_db.py snapshots, filling containers, image archives, own state
+    history.py      snapshots of containers and going back to them, on
+      snapshots.py  their copies and rows; holders.py who is at work; retention.py what may go
+    state.py        fsd's own state, on state_db.py (SQLite) and state_schema.py (its columns)
+    fill.py         the content of an empty container, from any source
+    oci.py          images from root filesystems, on oci_config.py (documents) and blobs.py
+    archives.py     image archives in; layout.py images out, on virtual.py; commit.py containers to images
 
 Synchronous; usable without the rest of fsd. It builds on ``drivers`` and never on ``fsd``.
 """

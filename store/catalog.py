@@ -17,7 +17,8 @@ from store.layers import LayerView, MountView
 if TYPE_CHECKING:
     from store.containers import ContainerView
     from store.records import Container, Image, Layer
-    from store.table import Broken, View
+    from store.segment import Broken
+    from store.view import View
 
 R = TypeVar("R")
 
@@ -56,6 +57,8 @@ class Catalog:
 
     @cached_property
     def _layers(self) -> LayerView:
+        if len(self._layer_views) == 1 and not self._layer_views[0].incomplete:
+            return self._layer_views[0]
         merged = _merge({i.id: i for i in view if not i.incomplete} for view in self._layer_views)
         return LayerView(merged)
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from store.errors import ContainerUnknown, DuplicateName
 from store.records import Container
-from store.table import Broken, Draft, Table, View
+from store.table import Draft, Table
+from store.view import View
+
+if TYPE_CHECKING:
+    from store.segment import Broken
 
 
 class ContainerView(View[Container]):

@@ -16,7 +16,7 @@ from store.catalog import Catalog
 from store.config import StoreOptions, load_options
 from store.containers import ContainerDraft, ContainerTable
 from store.durable import ABSENT, file_state, remove_tree
-from store.errors import IncompleteOptions, StoreReadOnly
+from store.errors import IncompleteOptions, LockTimeout, StoreReadOnly
 from store.images import ImageDraft, ImageTable
 from store.layers import LayerDraft, LayerTable, LayerView, MountView
 from store.lockfile import LockFile
@@ -224,10 +224,8 @@ class StoreCore:
         Returns:
             IDs of the layers that were removed.
         """
-        left = [layer.id for layer in self.tables.layers.peek() if layer.incomplete]
-        if not left or self.read_only:
+        if self.read_only or not self.tables.layers.peek().incomplete:
             return []
-        from store.errors import LockTimeout
 
         try:
             with self.tables.layers.writing(self.options.lock_timeout if wait else 0.0) as draft:
@@ -238,10 +236,10 @@ class StoreCore:
             return []
 
     def _finish_removals(self, draft: LayerDraft) -> list[str]:
-        removed = [layer.id for layer in draft.view if layer.incomplete]
+        removed = draft.view.incomplete
         for layer_id in removed:
             self.discard_layer(draft, draft.view.by_id[layer_id])
-        return removed
+        return list(removed)
 
     def discard_layer(self, draft: LayerDraft, layer: Layer) -> None:
         """Remove a layer whose record is already flagged incomplete: content, files, record; then save."""

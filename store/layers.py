@@ -6,20 +6,25 @@ innermost and only ever taken while ``layers.lock`` is held.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from store.errors import DuplicateName, LayerUnknown
 from store.records import INCOMPLETE, Layer, MountPoint
-from store.table import Broken, Draft, Table, View
+from store.table import Draft, Table
+from store.view import View
+
+if TYPE_CHECKING:
+    from store.segment import Broken
 
 
 class LayerView(View[Layer]):
     """The layers at one moment."""
 
-    __slots__ = ("_by_compressed", "_by_diff", "_by_toc", "_children")
+    __slots__ = ("_by_compressed", "_by_diff", "_by_toc", "_children", "_incomplete")
 
     def __init__(self, by_id: dict[str, Layer], broken: tuple[Broken, ...] = (), changed_ns: int = 0) -> None:
         super().__init__(by_id, broken, changed_ns)
@@ -27,6 +32,22 @@ class LayerView(View[Layer]):
         self._by_compressed: dict[str, list[Layer]] | None = None
         self._by_diff: dict[str, list[Layer]] | None = None
         self._by_toc: dict[str, list[Layer]] | None = None
+        self._incomplete: tuple[str, ...] | None = None
+
+    def inherit(self, base: View[Layer], changed: Mapping[str, Layer | None]) -> None:
+        """Take over indexes of ``base`` that the ``changed`` records leave valid or cheap to correct."""
+        super().inherit(base, changed)
+        if isinstance(base, LayerView) and base._incomplete is not None:
+            now = (self.by_id.get(layer_id) for layer_id in changed)
+            flagged = [layer.id for layer in now if layer is not None and layer.incomplete]
+            self._incomplete = (*(i for i in base._incomplete if i not in changed), *flagged)
+
+    @property
+    def incomplete(self) -> tuple[str, ...]:
+        """IDs of layers whose creation or removal never finished."""
+        if self._incomplete is None:
+            self._incomplete = tuple(layer.id for layer in self.records if layer.flags and layer.incomplete)
+        return self._incomplete
 
     def children(self, layer_id: str) -> list[Layer]:
         """Layers whose parent is ``layer_id``."""
@@ -136,7 +157,7 @@ class LayerDraft(Draft[Layer]):
 
     def flush(self, *, anyway: bool = False) -> None:
         """Save the layers, and with them the mounts of those that still exist."""
-        saving = self._dirty or anyway
+        saving = bool(self._unsaved) or anyway
         super().flush(anyway=anyway)
         if saving:
             for mount in self.mounts:

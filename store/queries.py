@@ -10,7 +10,7 @@ from store.errors import ContainerUnknown, ImageUnknown, LayerUnknown, NotAnID
 from store.records import Container, Image, Layer
 
 if TYPE_CHECKING:
-    from store.table import View
+    from store.view import View
 
 
 class Queries(StoreCore):

@@ -1,0 +1,90 @@
+"""The records of a table at one moment."""
+
+from __future__ import annotations
+
+import itertools
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from store.records import Identified
+
+if TYPE_CHECKING:
+    from store.segment import Broken
+
+R = TypeVar("R", bound=Identified)
+_serials: Final = itertools.count(1)
+
+
+class View(Generic[R]):
+    """The records of a table at one moment, in creation order; indexes are built when first asked."""
+
+    __slots__ = ("_by_name", "_sorted_ids", "_tuple", "broken", "by_id", "changed_ns", "serial")
+
+    def __init__(self, by_id: dict[str, R], broken: tuple[Broken, ...] = (), changed_ns: int = 0) -> None:
+        self.by_id = by_id
+        self.broken = broken
+        self.serial = next(_serials)
+        self.changed_ns = changed_ns
+        """When the table's files were last replaced, in nanoseconds since the epoch."""
+        self._tuple: tuple[R, ...] | None = None
+        self._by_name: dict[str, R] | None = None
+        self._sorted_ids: list[str] | None = None
+
+    def inherit(self, base: View[R], changed: Mapping[str, R | None]) -> None:
+        """Take over indexes of ``base``, from which only the ``changed`` records differ; they map to the old ones."""
+        if base._by_name is not None:
+            names = dict(base._by_name)
+            for old in changed.values():
+                for name in getattr(old, "names", ()):
+                    names.pop(name, None)
+            for record_id in changed:
+                record = self.by_id.get(record_id)
+                names |= {name: record for name in getattr(record, "names", ()) if record is not None}
+            self._by_name = names
+
+    @property
+    def records(self) -> tuple[R, ...]:
+        """All records."""
+        if self._tuple is None:
+            self._tuple = tuple(self.by_id.values())
+        return self._tuple
+
+    def __iter__(self) -> Iterator[R]:
+        return iter(self.records)
+
+    def __len__(self) -> int:
+        return len(self.by_id)
+
+    def get(self, record_id: str) -> R | None:
+        """The record of exactly this ID."""
+        return self.by_id.get(record_id)
+
+    @property
+    def names(self) -> dict[str, R]:
+        """Every name and the record that has it."""
+        if self._by_name is None:
+            self._by_name = {name: record for record in self.records for name in getattr(record, "names", ())}
+        return self._by_name
+
+    def by_name(self, name: str) -> R | None:
+        """The record of this name."""
+        return self.names.get(name)
+
+    def by_prefix(self, prefix: str) -> R | None:
+        """The only record whose ID begins with ``prefix``; none if there are several."""
+        if not prefix or " " in prefix:
+            return None
+        if self._sorted_ids is None:
+            self._sorted_ids = sorted(self.by_id)
+        ids = self._sorted_ids
+        at = bisect_left(ids, prefix)
+        if at == len(ids) or not ids[at].startswith(prefix):
+            return None
+        if at + 1 < len(ids) and ids[at + 1].startswith(prefix):
+            return None
+        return self.by_id[ids[at]]
+
+    def resolve(self, text: str) -> R | None:
+        """Look up by ID, then name, then unique ID prefix, as containers/storage does (FORMAT 2.5)."""
+        return self.get(text) or self.by_name(text) or self.by_prefix(text)
