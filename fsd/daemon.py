@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import resource
 import signal
 import sys
 import time
@@ -60,6 +61,7 @@ def run(
     Returns:
         0 after a clean end, 1 when the mount could not be made to answer.
     """
+    _raise_descriptor_limit()
     site = Site(store, History(store), mountpoint)
     rootfs = Rootfs(site.history.state.view_number, store.graphroot)
     bursts = Bursts(
@@ -132,6 +134,12 @@ class _Mount:
     def _end(self) -> None:
         self._ended = True
         pyfuse3.terminate()
+
+
+def _raise_descriptor_limit() -> None:
+    """Every open file of a view is a descriptor of ours: take what the hard limit allows."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _take(site: Site, container: str) -> Snapshot | None:
