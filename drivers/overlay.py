@@ -144,7 +144,6 @@ class OverlayDriver(NaiveDiff, Driver):
         if self._settings.runroot is not None:
             self.features.metacopy()
             self.features.native_diff()
-            self.features.idmapped_lower()
 
     # -- directories -------------------------------------------------------------------------------
 
