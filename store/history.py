@@ -317,11 +317,13 @@ class History:
         before_rollback = reason == "pre-rollback"
         snapshot = Snapshot(
             container_id=container.id,
-            name=name or self.table.free_name(container.id),
+            name=name or "",
             created_ns=time.time_ns(),
             reason=reason,
             named=name is not None and not before_rollback,
         )
+        if name is None:
+            return self.table.take_automatic(container.layer, snapshot)
         return self.table.take(container.layer, snapshot, durable=before_rollback)
 
     def _restore(self, container: Container, snapshot: Snapshot, before: str) -> Snapshot:

@@ -6,6 +6,7 @@ between the two leaves a difference :meth:`SnapshotTable.reconcile` knows how to
 
 from __future__ import annotations
 
+import itertools
 import re
 import time
 from contextlib import contextmanager, suppress
@@ -73,11 +74,16 @@ class SnapshotTable:
     def free_name(self, container_id: str, prefix: str = "") -> str:
         """``prefix`` and the time in UTC, with a number if there is a snapshot of that name."""
         stamp = prefix + time.strftime(TIMESTAMP, time.gmtime())
-        name, number = stamp, 0
-        while self.copies.exists(snapshot_key(container_id, name)):
-            number += 1
-            name = f"{stamp}_{number}"
-        return name
+        names = (f"{stamp}_{number}" if number else stamp for number in itertools.count())
+        return next(name for name in names if not self.copies.exists(snapshot_key(container_id, name)))
+
+    def take_automatic(self, layer: str, snapshot: Snapshot) -> Snapshot:
+        """:meth:`take` under a free name; another process may take the same name at the same time."""
+        while True:
+            try:
+                return self.take(layer, replace(snapshot, name=self.free_name(snapshot.container_id)))
+            except SnapshotExists:
+                continue
 
     def take(self, layer: str, snapshot: Snapshot, *, durable: bool = False) -> Snapshot:
         """Copy ``layer``; time and generation are the copy's own. ``SnapshotExists``.
@@ -159,16 +165,15 @@ class SnapshotTable:
             facts = self.copies.describe(snapshot_key(container_id, name))
         except (FileNotFoundError, driver_errors.SnapshotUnknown):
             return
-        self.state.put_snapshot(
-            Snapshot(
-                container_id=container_id,
-                name=name,
-                created_ns=facts.created_ns,
-                reason="found",
-                generation=facts.generation,
-                named=not AUTOMATIC_NAME.fullmatch(name),
-            )
+        found = Snapshot(
+            container_id=container_id,
+            name=name,
+            created_ns=facts.created_ns,
+            reason="found",
+            generation=facts.generation,
+            named=not AUTOMATIC_NAME.fullmatch(name),
         )
+        self.state.put_snapshot(found, replace=False)  # whoever takes it just now knows more
 
     def _moved(self, snapshot: Snapshot, new: str) -> Snapshot:
         moved = replace(snapshot, name=new, named=True)

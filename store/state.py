@@ -103,12 +103,18 @@ class State:
         rows = self._rows(query, [container_id, name])
         return _snapshot(rows[0]) if rows else None
 
-    def put_snapshot(self, row: Snapshot, *, durable: bool = False) -> None:
-        """Add a snapshot, or replace what is known of it; ``durable`` as in :meth:`begin`."""
+    def put_snapshot(self, row: Snapshot, *, durable: bool = False, replace: bool = True) -> None:
+        """Add a snapshot.
+
+        Args:
+            durable: be on disk at return.
+            replace: replace what is known of it already; otherwise that stays.
+        """
         columns = tuple(Snapshot.__dataclass_fields__)
         marks = ", ".join("?" * len(columns))
+        otherwise = "REPLACE" if replace else "IGNORE"
         self._execute(
-            f"INSERT OR REPLACE INTO snapshots ({', '.join(columns)}) VALUES ({marks})",
+            f"INSERT OR {otherwise} INTO snapshots ({', '.join(columns)}) VALUES ({marks})",
             [getattr(row, column) for column in columns],
             durable=durable,
         )

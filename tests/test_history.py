@@ -6,7 +6,10 @@ import mmap
 import os
 import re
 import subprocess
+import sys
 import tempfile
+import textwrap
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -334,6 +337,57 @@ def test_a_container_that_exists_cannot_be_reaped(history, web) -> None:
     with pytest.raises(InUse):
         history.reap(web.id)
     assert names(history) == ["a"]
+
+
+# -- several at once -------------------------------------------------------------------------------
+
+TAKE_MANY = """
+    import sys
+    from store.config import StoreOptions
+    from store.history import History
+    from store.store import Store
+
+    graphroot, runroot, count = sys.argv[1:]
+    history = History(Store(StoreOptions(graphroot=graphroot, runroot=runroot, driver="btrfs")))
+    for _ in range(int(count)):
+        history.take("web", reason="timer")
+"""
+
+
+def test_processes_and_threads_that_take_at_once_all_get_their_snapshot(store, history, web) -> None:
+    argv = [sys.executable, "-c", textwrap.dedent(TAKE_MANY), store.graphroot, store.runroot, "5"]
+    root = Path(__file__).parent.parent
+    others = [subprocess.Popen(list(map(str, argv)), cwd=root, stderr=subprocess.PIPE) for _ in range(2)]
+    threads = [
+        threading.Thread(target=history.take, args=["web"], kwargs={"reason": "write"}) for _ in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for other in others:
+        assert other.communicate(timeout=60)[1] == b""
+    taken = history.list("web")
+    assert sorted(s.reason for s in taken) == ["timer"] * 10 + ["write"] * 8
+    assert len(list(history.table.copies.keys())) == 18
+
+
+def test_one_of_many_that_want_a_name_gets_it(history, web) -> None:
+    outcomes: list[object] = []
+
+    def take() -> None:
+        try:
+            outcomes.append(history.take("web", "wanted"))
+        except SnapshotExists as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=take) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(not isinstance(outcome, SnapshotExists) for outcome in outcomes) == 1
+    assert len(outcomes) == 8
 
 
 # -- loss of state ---------------------------------------------------------------------------------
