@@ -79,7 +79,7 @@ class StoreCore:
             self.driver: Driver = open_driver(
                 self.graphroot,
                 self.options.driver,
-                self.options.driver_options,
+                (*self.options.driver_options, f"overlay.runroot={self.runroot}"),
                 self.options.driver_priority,
             )
         self.driver_name = self.driver.name

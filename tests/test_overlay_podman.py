@@ -66,7 +66,7 @@ def test_store_of_the_original_is_read_extended_and_used_again(
     theirs = {line.replace('"', "") for line in tool("changes", B).stdout.split("\n") if line}
     ours_changes = driver.changes(B, A)
     mine = {f"{_WORDS[change.kind.value]} {os.fsdecode(change.path)}" for change in ours_changes}
-    # The original leaves a directory above a change out where its copy has the size and time of the one below.
+    # The original leaves out a directory above a change if its copy has the size and time of the one below.
     assert theirs <= mine <= theirs | {"Modify /etc"}
     merged = tool("mount", B).stdout.strip()
     try:
