@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from drivers import btrfs_changes, btrfs_ioctl
+from drivers import btrfs_changes, btrfs_ioctl, syscalls
 from drivers.base import Change, ChangeKind
 from drivers.btrfs import BtrfsDriver
 from drivers.btrfs_send import MalformedStream
@@ -264,6 +264,52 @@ def test_hard_link_changed_under_one_name_is_listed_under_all(
         os.link(parent / "f", parent / f"d/{i:0100}")
     os.chmod(layer("c", "p") / "f", 0o600)
     assert len(every_way(driver, "c", "p")) == 402
+
+
+def test_hard_link_changed_in_a_moved_directory_is_listed_where_it_stayed(
+    driver: BtrfsDriver, layer: Callable[..., Path]
+) -> None:
+    parent = layer("p")
+    (parent / "d").mkdir()
+    (parent / "d/f").write_text("x")
+    os.link(parent / "d/f", parent / "g")
+    child = layer("c", "p")
+    (child / "d/f").write_text("changed")
+    os.rename(child / "d", child / "e")
+    assert every_way(driver, "c", "p") == {"/d": D, "/e": A, "/e/f": A, "/g": C}
+
+
+def test_exchanged_directories_are_compared_with_what_was_there(
+    driver: BtrfsDriver, layer: Callable[..., Path]
+) -> None:
+    """Nothing in them was touched, and everything is at another path."""
+    parent = layer("p")
+    for name in "ab":
+        (parent / name).mkdir()
+        (parent / name / f"in-{name}").write_text("x")
+    child = layer("c", "p")
+    syscalls.renameat2(child / "a", child / "b", syscalls.RENAME_EXCHANGE)
+    assert every_way(driver, "c", "p") == {
+        "/a": C,
+        "/a/in-a": D,
+        "/a/in-b": A,
+        "/b": C,
+        "/b/in-a": A,
+        "/b/in-b": D,
+    }
+
+
+def test_directory_removed_and_made_again_is_compared_with_the_old_one(
+    driver: BtrfsDriver, layer: Callable[..., Path]
+) -> None:
+    parent = layer("p")
+    (parent / "last").mkdir()
+    (parent / "last/f").write_text("x")
+    child = layer("c", "p")
+    shutil.rmtree(child / "last")
+    (child / "last").mkdir()
+    (child / "last/g").write_text("x")
+    assert every_way(driver, "c", "p") == {"/last": C, "/last/f": D, "/last/g": A}
 
 
 def test_file_touched_but_equal_is_not_listed(driver: BtrfsDriver, layer: Callable[..., Path]) -> None:

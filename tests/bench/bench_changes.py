@@ -5,7 +5,8 @@ Run with ``python -m tests.bench.bench_changes``.
 One layer of 54,000 files, and children that changed 10 to 10,000 of them. Each line gives the medians of
 ``RUNS`` runs in milliseconds and their ratio. *call* is the library's call, *process* a fresh interpreter
 that does it, as a command does; the peer is always a process. Cold means that the kernel's caches were
-dropped before each run, and is measured for the least and the most changes. The last column is the peak memory of the process.
+dropped before each run; it is measured for the least and the most changes. The last column is the peak
+memory of the process.
 """
 
 from __future__ import annotations
