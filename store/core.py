@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from store.catalog import Catalog
 from store.config import StoreOptions, load_options
 from store.containers import ContainerDraft, ContainerTable
 from store.durable import ABSENT, file_state, remove_tree
-from store.errors import IncompleteOptions, LockTimeout, StoreReadOnly
+from store.errors import BadValue, IncompleteOptions, LockTimeout, StoreReadOnly
 from store.images import ImageDraft, ImageTable
 from store.layers import LayerDraft, LayerTable, LayerView, MountView
 from store.lockfile import LockFile
@@ -256,6 +257,23 @@ class StoreCore:
     def tar_split_path(self, layer_id: str) -> Path:
         """Where a layer's tar-split data is, if it has any."""
         return self.table_directory("layers") / f"{layer_id}.tar-split.gz"
+
+    def tar_split_paths(self, layer_id: str) -> list[Path]:
+        """Where a layer's tar-split data may be, in all stores."""
+        homes = [tables.layers.directory for tables in (self.tables, *self.additional)]
+        return [home / f"{layer_id}.tar-split.gz" for home in homes]
+
+    def digest_lock(self, digest: str) -> LockFile:
+        """The lock tools take while they fetch the blob of that digest; ``GetDigestLock``.
+
+        Raises:
+            BadValue: no digest.
+        """
+        if not re.fullmatch(r"[a-z0-9]+(?:[.+_-][a-z0-9]+)*:[0-9a-fA-F]{32,128}", digest):
+            raise BadValue(f"{digest!r} is no digest")
+        directory = self.run_directory("locks")
+        directory.mkdir(mode=MODE_PRIVATE, parents=True, exist_ok=True)
+        return LockFile.get(directory / digest)
 
     def can_shift(self, mappings: IDMappings) -> bool:
         """Whether layers under these mappings are kept unmapped, for the driver to shift when it mounts."""

@@ -74,11 +74,8 @@ class Diffs(Mounts, Attributes):
 
     def _exact(self, layer: Layer) -> BinaryIO | None:
         """The archive a layer was made from; ``None`` when its tar-split was not kept."""
-        for tables in (self.tables, *self.additional):
-            path = tables.layers.directory / f"{layer.id}.tar-split.gz"
-            if file_state(path).size > 0:
-                break
-        else:
+        path = next((path for path in self.tar_split_paths(layer.id) if file_state(path).size > 0), None)
+        if path is None:
             return None
         with ExitStack() as stack:
             lines = stack.enter_context(gzip.open(path, "rb"))

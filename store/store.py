@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+from store.check import Checks
 from store.creation import Creations
-from store.deletion import Deletions
-from store.diffs import Diffs
 from store.options import (
     AutoUserNs,
     BigData,
@@ -16,7 +15,7 @@ from store.options import (
 __all__ = ["AutoUserNs", "BigData", "ContainerOptions", "ImageOptions", "LayerOptions", "Store"]
 
 
-class Store(Creations, Deletions, Diffs):
+class Store(Creations, Checks):
     """A containers/storage store: layers, images and containers over one graph driver.
 
     Method by method the ``Store`` interface of containers/storage (``store/README.md`` maps the names).

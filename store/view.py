@@ -32,7 +32,7 @@ class View(Generic[R]):
         self._sorted_ids: list[str] | None = None
 
     def inherit(self, base: View[R], changed: Mapping[str, R | None]) -> None:
-        """Take over indexes of ``base``, from which only the ``changed`` records differ; they map to the old ones."""
+        """Take over indexes of ``base``, where only ``changed`` differs; it has the old records."""
         if base._by_name is not None:
             names = dict(base._by_name)
             for old in changed.values():
