@@ -20,7 +20,7 @@ Step = Callable[[Path], None]
 
 EPOCH = 1_500_000_000
 """Whole seconds, because not every archive format keeps more."""
-SPARSE_SIZE = 64 << 20
+SPARSE_SIZE = 16 << 20
 DEEP = 300
 LONG_NAME = "n" * 255
 RAW_NAME = b"caf\xe9-\xff\x80"
@@ -180,7 +180,9 @@ def difference(got: Census, wanted: Census) -> str:
 
 def settle(root: Path, when: int = EPOCH) -> None:
     """Give everything below ``root``, and it, the same known time, the deepest first."""
-    for path, _ in reversed(_below(root)):
+    for path, status in reversed(_below(root)):
+        if status.st_mtime_ns == when * 10**9:
+            continue  # a touched file is a changed file: a union of directories would copy it
         place = os.fsencode(root) + b"/" + path
         try:
             os.utime(place, (when, when), follow_symlinks=False)
@@ -269,7 +271,7 @@ def acl(*, user: int, group: int) -> bytes:
 def sparse_files(root: Path) -> None:
     """A file with data between holes, one that is all hole, and one that ends in a hole."""
     with (root / "islands").open("wb") as file:
-        for offset in (1 << 20, 33 << 20):
+        for offset in (1 << 20, 9 << 20):
             file.seek(offset)
             file.write(b"island" * 100)
         file.truncate(SPARSE_SIZE)
