@@ -71,4 +71,29 @@ int fsd_unpack_set_times(fsd_unpack *x);
 /* Distinct owners seen, as in the archive; copies at most `max` and returns their number. */
 size_t fsd_unpack_owners(const fsd_unpack *x, int groups, uint32_t *out, size_t max);
 
+/* -- reassembly -------------------------------------------------------------------------------- */
+
+typedef struct {
+    size_t consumed; /* bytes of the lines that are done with */
+    size_t produced; /* bytes written to the output */
+    size_t pieces;   /* fsd_index_run: pieces written */
+    int sparse;      /* kept between calls: the last segment has a sparse map */
+} fsd_reassembly;
+
+typedef struct {
+    uint64_t size, crc;
+    uint32_t stored; /* bytes in the output: the raw bytes, or the name of the file */
+    uint32_t file;
+} fsd_piece;
+
+/* Turns whole tar-split lines into archive bytes. 0: all consumed. FSD_MORE: the output is too small for
+ * the next piece. FSD_OTHER: the next line is incomplete, or the caller's. `x` has no marks (seen NULL). */
+int fsd_assemble_run(fsd_unpack *x, const uint8_t *lines, size_t size, uint8_t *out, size_t room,
+                     fsd_reassembly *result);
+
+/* Describes lines instead: at most `max` pieces, raw bytes and names one after another in the output.
+ * Results as above. */
+int fsd_index_run(const uint8_t *lines, size_t size, uint8_t *out, size_t room, fsd_piece *pieces, size_t max,
+                  fsd_reassembly *result);
+
 #endif

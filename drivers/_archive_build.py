@@ -12,7 +12,7 @@ from pathlib import Path
 from cffi import FFI
 
 _HERE = Path(__file__).resolve().parent
-_PARTS = ("crc", "seen", "parse", "unpack")
+_PARTS = ("crc", "seen", "parse", "unpack", "assemble")
 
 
 def _declarations() -> str:

@@ -154,7 +154,7 @@ static int open_directory(int root, const char *path)
 /* Every directory above an entry is marked, so that an opaque whiteout spares what came before it. */
 static int mark_above(fsd_unpack *x, const char *path, size_t size)
 {
-    while (size) {
+    while (x->seen && size) {
         int added = fsd_seen_add(x->seen, FSD_PARENT, (const uint8_t *)path, size);
 
         if (added <= 0)
@@ -200,6 +200,13 @@ static struct cached *directory(fsd_unpack *x, const char *path, size_t size)
     slot->gid = st.st_mode & S_ISGID ? st.st_gid : x->egid;
     slot->used = ++x->clock;
     return slot;
+}
+
+int fsd_directory(fsd_unpack *x, const char *path, size_t size)
+{
+    struct cached *c = directory(x, path, size);
+
+    return c ? c->fd : -1;
 }
 
 static void forget_path(fsd_unpack *x, const char *path, size_t size)

@@ -72,6 +72,9 @@ int fsd_parse(const uint8_t *data, size_t size, size_t pad, struct entry *e);
 /* Append the entry's tar-split lines. -1: its name is the caller's to encode, or out of memory. */
 int fsd_record(fsd_unpack *x, const uint8_t *data, size_t pad, const struct entry *e, uint64_t *position);
 
+/* Descriptor of a directory, kept by `x`; -1 if it cannot be had without following a link. */
+int fsd_directory(fsd_unpack *x, const char *path, size_t size);
+
 /* A path without empty and `.` components; -1 if it is absolute, has `..`, or cannot be a path. */
 int fsd_clean(const char *name, size_t size, char *out, size_t *out_size);
 

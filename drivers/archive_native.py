@@ -148,5 +148,75 @@ class Loop:
         return set(out)
 
 
+class Reassembly:
+    """Turns tar-split lines into archive bytes; see ``_archive.h`` for what it leaves to the caller."""
+
+    DONE = 0
+    MORE: int = _lib.FSD_MORE
+    OTHER: int = _lib.FSD_OTHER
+
+    def __init__(self, root: int, room: int) -> None:
+        self._state = _ffi.gc(_lib.fsd_unpack_new(root, _ffi.NULL, 0), _lib.fsd_unpack_free)
+        if not self._state:
+            raise MemoryError
+        self._room = room
+        self._out = _ffi.new("uint8_t[]", room)
+        self._result = _ffi.new("fsd_reassembly *")
+
+    def run(self, lines: bytes, start: int) -> int:
+        """Take lines from ``lines[start:]``; returns ``DONE``, ``MORE`` or ``OTHER``."""
+        view = _ffi.from_buffer(lines)
+        return int(
+            _lib.fsd_assemble_run(
+                self._state, view + start, len(lines) - start, self._out, self._room, self._result
+            )
+        )
+
+    @property
+    def consumed(self) -> int:
+        """Bytes of the lines that are done with."""
+        return int(self._result.consumed)
+
+    def output(self) -> bytes:
+        """Archive bytes of those lines."""
+        return bytes(_ffi.buffer(self._out, self._result.produced))
+
+    @property
+    def sparse(self) -> bool:
+        """Whether the last segment holds a sparse map; set it for a segment handled elsewhere."""
+        return bool(self._result.sparse)
+
+    @sparse.setter
+    def sparse(self, value: bool) -> None:
+        self._result.sparse = value
+
+
+class Indexing:
+    """Describes tar-split lines, many at a time."""
+
+    _PIECES = 4096
+
+    def __init__(self, room: int) -> None:
+        self._room = room
+        self._out = _ffi.new("uint8_t[]", room)
+        self._pieces = _ffi.new("fsd_piece[]", self._PIECES)
+        self._result = _ffi.new("fsd_reassembly *")
+
+    def run(self, lines: bytes, start: int) -> tuple[int, list[tuple[bool, int, int, int]], bytes]:
+        """Consumed bytes, ``(is a file, size, crc, stored)`` of each piece, and what they store.
+
+        Nothing consumed means that the next line is incomplete or the caller's.
+        """
+        view = _ffi.from_buffer(lines)
+        result = self._result
+        _lib.fsd_index_run(
+            view + start, len(lines) - start, self._out, self._room, self._pieces, self._PIECES, result
+        )
+        found = [
+            (bool(p.file), p.size, p.crc, p.stored) for p in (self._pieces[n] for n in range(result.pieces))
+        ]
+        return int(result.consumed), found, bytes(_ffi.buffer(self._out, result.produced))
+
+
 def _ranges(maps: Sequence[IDMap]) -> Any:
     return _ffi.new("fsd_range[]", [(r.container_id, r.host_id, r.size) for r in maps])

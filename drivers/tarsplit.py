@@ -10,13 +10,14 @@ segments, which every reader of the format understands.
 from __future__ import annotations
 
 import base64
-import binascii
+import gzip
 import json
 import os
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from drivers.archive_native import crc64
+from drivers.archive_native import Reassembly, crc64
 from drivers.compress import reader_of
 from drivers.confine import Root
 from drivers.errors import IntegrityError, MalformedArchive
@@ -26,7 +27,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from drivers.tarindex import SeekableDiff
+
 _PIECE = 1 << 20
+_CHUNK = 1 << 18
+SPARSE = b"GNU.sparse."
+"""What a pax header with a sparse map holds."""
 _LINE_MAX = 8 << 20
 """Longest JSON line accepted; a segment of 1 MiB takes 1.4 MB."""
 FILE, SEGMENT = 1, 2
@@ -98,15 +104,51 @@ def pieces(lines: BinaryIO) -> Iterator[Piece]:
     Raises:
         MalformedArchive: a line is not what FORMAT 5 describes.
     """
-    number = 0
     while line := lines.readline(_LINE_MAX):
-        if not line.strip():
-            continue
-        number += 1
+        if line.strip():
+            yield parse_line(line)
+
+
+def parse_line(line: bytes) -> Piece:
+    """One line; ``MalformedArchive``."""
+    try:
+        return _parse(json.loads(line))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise MalformedArchive(f"tar-split line {line[:60]!r} is not valid: {error}") from None
+
+
+class LineBuffer:
+    """Whole lines of a stream, a large piece of text at a time."""
+
+    def __init__(self, lines: BinaryIO) -> None:
+        self._lines = lines
+        self.text = b""
+        self.at = 0
+
+    def fill(self) -> bool:
+        """Read on; false at the end, where the last line may lack its newline."""
         try:
-            yield _parse(json.loads(line))
-        except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
-            raise MalformedArchive(f"tar-split line {number} is not valid: {error}") from None
+            chunk = self._lines.read(_CHUNK)
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise MalformedArchive(f"the tar-split file is damaged or truncated: {error}") from error
+        if len(self.text) - self.at > _LINE_MAX:
+            raise MalformedArchive("a tar-split line is too long")
+        self.text = self.text[self.at :] + chunk
+        self.at = 0
+        return bool(chunk)
+
+    def line(self) -> bytes | None:
+        """The next complete line, or ``None`` if it is not all there."""
+        end = self.text.find(b"\n", self.at)
+        if end < 0:
+            return None
+        line, self.at = self.text[self.at : end + 1], end + 1
+        return line
+
+    def last(self) -> bytes:
+        """What follows the last newline, at the end of the stream."""
+        line, self.at = self.text[self.at :], len(self.text)
+        return line
 
 
 def _parse(record: dict[str, object]) -> Piece:
@@ -147,19 +189,38 @@ def assemble(lines: BinaryIO, root: int | Path) -> BinaryIO:
 
 
 def _assemble(lines: BinaryIO, root: Root) -> Iterator[bytes]:
+    """Plain lines are compiled code's; one that it leaves, and every error, is handled here."""
     with root:
-        before = b""
-        for piece in pieces(lines):
-            if piece.raw is None:
-                if has_content(piece, before):
-                    yield from file_content(root, piece)
-            elif piece.raw:
-                before = piece.raw
-                yield piece.raw
+        native = Reassembly(root.fd, _PIECE)
+        buffer = LineBuffer(lines)
+        more = True
+        while more or buffer.at < len(buffer.text):
+            result = native.run(buffer.text, buffer.at)
+            buffer.at += native.consumed
+            if output := native.output():
+                yield output
+            elif result != Reassembly.DONE and (line := buffer.line()) is not None:
+                yield from _one(root, native, line)
+            elif more:
+                more = buffer.fill()
+            else:
+                yield from _one(root, native, buffer.last())
 
 
-def has_content(piece: Piece, before: bytes) -> bool:
-    """Whether a file line stands for any bytes; ``before`` is the segment in front of it.
+def _one(root: Root, native: Reassembly, line: bytes) -> Iterator[bytes]:
+    if not line.strip():
+        return
+    piece = parse_line(line)
+    if piece.raw is None:
+        if has_content(piece, sparse=native.sparse):
+            yield from file_content(root, piece)
+    elif piece.raw:
+        native.sparse = SPARSE in piece.raw
+        yield piece.raw
+
+
+def has_content(piece: Piece, *, sparse: bool) -> bool:
+    """Whether a file line stands for any bytes; ``sparse`` says the segment before it has a sparse map.
 
     containers/storage 1.43 records a hard link or directory with the size its header claims, although
     nothing follows (FORMAT 5); the checksum is that of no bytes then, which is zero.
@@ -169,7 +230,7 @@ def has_content(piece: Piece, before: bytes) -> bool:
     """
     if not piece.size or not piece.crc:
         return False
-    if b"GNU.sparse." in before:
+    if sparse:
         raise IntegrityError(f"{show(piece.name)}: a sparse file, recorded without its map")
     return True
 
@@ -201,3 +262,10 @@ def file_content(root: Root, piece: Piece) -> Iterator[bytes]:
             yield data
     finally:
         os.close(fd)
+
+
+def open_index(path: str | os.PathLike[str], root: int | Path) -> SeekableDiff:
+    """Random access to the archive; see :class:`drivers.tarindex.SeekableDiff`."""
+    from drivers.tarindex import SeekableDiff
+
+    return SeekableDiff(path, root)
