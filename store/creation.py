@@ -209,10 +209,7 @@ class Creations(AutomaticMappings):
             BadID, DuplicateID, DuplicateName, ImageUnknown, LayerUnknown, InvalidMappings,
             NoAvailableIDs, BadValue, LockTimeout, OSError
         """
-        if bool(options.mount_label) != bool(options.process_label):
-            raise BadValue("a mount label and a process label go together: give both or neither")
-        if self.options.disable_volatile:
-            options = replace(options, volatile=False)
+        options = self._permitted(options)
         container_id = new_id() if not id else check_id(id)
         layer_id = new_id() if not layer else check_id(layer)
         names = dedupe(names)
@@ -239,13 +236,22 @@ class Creations(AutomaticMappings):
                 flags=container_flags(options),
             )
             container = self._container_data(container, options.big_data, undo)
-            tx.layers.add(made)
-            tx.layers.flush()
-            undo.callback(self._forget_layer, tx.layers, made.id)
-            tx.containers.add(container)
-            tx.containers.flush()
+            self._record_container(tx, undo, container, made)
             undo.pop_all()
         return container
+
+    def _permitted(self, options: ContainerOptions) -> ContainerOptions:
+        """The options as far as this store allows them; ``BadValue``."""
+        if bool(options.mount_label) != bool(options.process_label):
+            raise BadValue("a mount label and a process label go together: give both or neither")
+        return replace(options, volatile=False) if self.options.disable_volatile else options
+
+    def _record_container(self, tx: Transaction, undo: ExitStack, container: Container, made: Layer) -> None:
+        tx.layers.add(made)
+        tx.layers.flush()
+        undo.callback(self._forget_layer, tx.layers, made.id)
+        tx.containers.add(container)
+        tx.containers.flush()
 
     def _forget_layer(self, draft: LayerDraft, layer_id: str) -> None:
         draft.remove(layer_id)
