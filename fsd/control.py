@@ -104,7 +104,7 @@ def fill_from(subject: ContainerSubject, value: str, append: bool) -> Callable[[
     store = subject.site.store
     resolve_source(store, source)
     check_pristine(store, subject.id)
-    return functools.partial(fill, store, subject.id, source)
+    return functools.partial(fill, store, subject.id, source, state=subject.site.history.state)
 
 
 def roll_back(subject: ContainerSubject, value: str, append: bool) -> Callable[[], object]:

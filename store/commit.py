@@ -43,25 +43,32 @@ def commit(
     names = [normalize(name)] if name else []
     found = store.container(container)
     base, below = _base(store, found)
-    created = codec.now()
     runs = run_config(config or {}, base.get("config") or ({} if found.image else None))
+    entry = {"created": codec.now(), "created_by": "fsd commit", "author": author, "comment": comment}
     with (
-        store.diff(store.layer(found.layer).id, compression=Compression.NONE) as changes,
+        store.diff(found.id, compression=Compression.NONE) as changes,
         measured(changes, store.graphroot) as blob,
         put_layer(store, blob, parent=below[-1].id if below else "") as layer,
     ):
-        entry = {"created": created, "created_by": "fsd commit", "author": author, "comment": comment}
-        document = base | {
-            "created": created,
-            "config": runs,
-            "rootfs": {"type": "layers", "diff_ids": [*(b.diff_digest for b in below), blob.diff_digest]},
-            "history": [*(base.get("history") or ()), {k: v for k, v in entry.items() if v}],
-        }
-        document |= {"author": author} if author else {}
-        data = codec.dumps(document, sort_keys=False).encode()
-        descriptors = [plain_layer(item.diff_digest, item.size) for item in below]
-        manifest = build_manifest(data, [*descriptors, plain_layer(blob.diff_digest, blob.diff_size)])
+        diff_ids = [*(item.diff_digest for item in below), blob.diff_digest]
+        data = _document(base, runs, diff_ids, {key: value for key, value in entry.items() if value})
+        descriptors = [plain_layer(item.diff_digest, item.size) for item in (*below, layer)]
+        manifest = build_manifest(data, descriptors)
         return put_image(store, config=data, manifest=manifest, layer=layer.id, names=names)
+
+
+def _document(
+    base: dict[str, Any], runs: dict[str, Any], diff_ids: list[str], entry: dict[str, str]
+) -> bytes:
+    """The configuration: ``base`` with one layer and one entry of history more."""
+    document = base | {
+        "created": entry["created"],
+        "config": runs,
+        "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        "history": [*(base.get("history") or ()), entry],
+    }
+    document |= {"author": entry["author"]} if "author" in entry else {}
+    return codec.dumps(document, sort_keys=False).encode()
 
 
 def _base(store: Store, container: Container) -> tuple[dict[str, Any], list[Layer]]:
