@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, ClassVar
@@ -41,10 +40,10 @@ from drivers.options import reject_unknown
 from drivers.overlay_changes import upper_changes
 from drivers.overlay_features import Features, xattr_prefix
 from drivers.overlay_layers import (
-    RECORD,
     AdditionalLayer,
     additional_layer_path,
     find_additional_layer,
+    refer_to,
 )
 from drivers.overlay_links import (
     LINKS,
@@ -178,6 +177,11 @@ class OverlayDriver(NaiveDiff, Driver):
             NotSupported: a ``size`` was asked for, or ``parent`` has more layers than a mount takes.
         """
         _check_storage_options(creation)
+        self._create(layer_id, parent, creation)
+
+    def _create(
+        self, layer_id: str, parent: str | None, creation: Creation, served: AdditionalLayer | None = None
+    ) -> None:
         path = self.path_of(layer_id)
         if os.path.lexists(path):
             raise LayerExists(f"layer {layer_id} exists at {path}")
@@ -186,6 +190,8 @@ class OverlayDriver(NaiveDiff, Driver):
         with self._staging.directory() as scratch:
             made = scratch / "layer"
             self._build(made, link, below, creation)
+            if served is not None:
+                refer_to(served, made)
             make_link(self.home, link, layer_id)
             try:
                 _publish(made, path)
@@ -418,16 +424,11 @@ class OverlayDriver(NaiveDiff, Driver):
 
     def adopt(self, layer: AdditionalLayer, layer_id: str, parent: str | None = None) -> None:
         """Make a layer of ours whose content stays in its store, which counts us as a user."""
-        self.create(layer_id, parent)
-        place = self.place(layer_id)
+        layer.use()
         try:
-            place.diff.rmdir()
-            place.diff.symlink_to(layer.path / "diff")
-            _write(place.directory / RECORD, str(layer.path))
-            layer.use()
+            self._create(layer_id, parent, DEFAULT_CREATION, layer)
         except BaseException:
-            shutil.rmtree(place.directory)
-            (self.home / LINKS / place.link()).unlink(missing_ok=True)
+            layer.release()
             raise
 
 
@@ -443,12 +444,21 @@ def _write(path: Path, text: str) -> None:
 
 
 def _copy_attributes(source: Path, target: Path) -> None:
-    """Extended attributes, but those of overlayfs itself, and times."""
+    """Extended attributes, as far as both sides have them and but overlayfs's own, and times."""
     prefix = xattr_prefix()
-    for name in os.listxattr(source):
+    try:
+        names = os.listxattr(source)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        names = []
+    for name in names:
         if not name.startswith(prefix):
-            with suppress(PermissionError):
+            try:
                 os.setxattr(target, name, os.getxattr(source, name))
+            except OSError as error:
+                if error.errno not in (errno.ENOTSUP, errno.EPERM):
+                    raise
     status = source.stat()
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 

@@ -66,6 +66,14 @@ def find_additional_layer(
     return None
 
 
+def refer_to(layer: AdditionalLayer, directory: Path) -> None:
+    """Let the overlay layer in ``directory`` have its content in the store; its own ``diff`` is empty."""
+    (directory / "diff").rmdir()
+    (directory / "diff").symlink_to(layer.path / "diff")
+    (directory / RECORD).write_text(str(layer.path))
+    (directory / RECORD).chmod(0o644)
+
+
 def additional_layer_path(place: LayerPlace) -> str | None:
     """Where the store has a layer of ours; ``None`` if its content is our own."""
     try:

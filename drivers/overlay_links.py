@@ -129,6 +129,11 @@ def restore_links(home: Path) -> int:
     return restored
 
 
+def linked_layer(home: Path, entry: str) -> LayerPlace:
+    """The layer whose ``diff`` the link ``entry`` of ``home`` names; that may itself be a link elsewhere."""
+    return LayerPlace((home / LINKS / os.readlink(home / entry)).parent.resolve(), home)
+
+
 def lower_directories(entries: list[str], homes: list[Path]) -> list[tuple[Path, str]]:
     """Where each ``l/<link>`` is: the home that has it and the entry, in order.
 

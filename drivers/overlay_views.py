@@ -12,7 +12,7 @@ from drivers import selinux
 from drivers.errors import NotSupported
 from drivers.overlay_features import in_user_namespace, mapped
 from drivers.overlay_layers import additional_layer_path
-from drivers.overlay_links import LINKS, LayerPlace, lower_directories
+from drivers.overlay_links import LINKS, LayerPlace, linked_layer, lower_directories
 from drivers.overlay_mount import Mount, is_mounted, mount_by_program, mount_overlay, unmount
 
 if TYPE_CHECKING:
@@ -133,11 +133,13 @@ class Views:
         mine = names.of(place.home, own)
         below = [f"{mine}/../{part.name}" for part in place.rotated()]
         below += [names.of(home, entry) for home, entry in lowers]
+        served = additional_layer_path(place) is not None
         if not below:
-            below = [f"{mine}/../empty"]
+            # A served layer's diff, and so its link, leads out of the layer's directory.
+            below = [names.of(place.home, f"{place.directory.name}/empty") if served else f"{mine}/../empty"]
             _ensure_empty(place)
         plan = Mount(base=names.base, target=target, lowers=(), options=self._words(words, mount))
-        if "ro" in words or place.additional or additional_layer_path(place) is not None:
+        if "ro" in words or place.additional or served:
             return replace(plan, lowers=(mine, *below))
         _forget_volatile(place)
         plan = replace(plan, lowers=tuple(below))
@@ -152,8 +154,8 @@ class Views:
         found = []
         for home, entry in lower_directories(place.lower(), self._homes(place)):
             found.append((home, entry))
-            layer = LayerPlace((home / entry).resolve().parent, home)
-            found += [(home, f"{entry}/../{part.name}") for part in layer.rotated()]
+            parts = linked_layer(home, entry).rotated()
+            found += [(home, f"{entry}/../{part.name}") for part in parts]
         return found
 
     def below(self, place: LayerPlace) -> LayerPlace | None:
@@ -162,7 +164,7 @@ class Views:
         if not entries:
             return None
         [(home, entry)] = lower_directories(entries[:1], self._homes(place))
-        return LayerPlace((home / entry).resolve().parent, home, home != self._home)
+        return replace(linked_layer(home, entry), additional=home != self._home)
 
     def _homes(self, place: LayerPlace) -> list[Path]:
         return list(dict.fromkeys([place.home, self._home, *self.store_homes()]))

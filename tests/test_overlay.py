@@ -8,6 +8,7 @@ import random
 import stat
 import sys
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -237,6 +238,27 @@ def test_busy_mount_is_detached(driver: OverlayDriver) -> None:
         assert not is_mounted(driver.home / "a" / "merged")
     finally:
         os.close(fd)
+
+
+def test_threads_share_mounts_and_stores(driver: OverlayDriver) -> None:
+    chain(driver, "a", "b")
+    driver.apply_diff("a", archive("file"))
+
+    def work(number: int) -> None:
+        for turn in range(3):
+            driver.create(f"{number}-{turn}", "b")
+            with driver.mounted("b") as shared, driver.mounted(f"{number}-{turn}") as own:
+                assert (shared / "file").read_text() == "file"
+                (own / "file").unlink()
+            changes = driver.changes(f"{number}-{turn}", "b")
+            assert [change.kind.value for change in changes] == ["D"]
+            driver.remove(f"{number}-{turn}")
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, range(6)))
+    assert sorted(driver.layer_ids()) == ["a", "b"]
+    assert sorted(os.listdir(driver.home)) == [".has-mount-program", "a", "b", "l"]
+    assert not [line for line in mountinfo() if str(driver.home / "") + "/" in line.split()[4]]
 
 
 def test_mount_options_reach_the_mount(btrfs_dir: Path, opened: Callable[..., OverlayDriver]) -> None:
