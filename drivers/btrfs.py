@@ -15,6 +15,7 @@ only when a single ioctl does all of it, and is undone when a later step fails.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import platform
 import time
@@ -37,6 +38,7 @@ from drivers.errors import (
     PrerequisitesMissing,
 )
 from drivers.options import parse_size, reject_unknown
+from drivers.processes import is_alive, private_name
 from drivers.shifting import MappedViews, update_id_map
 
 if TYPE_CHECKING:
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from drivers.base import Creation, DiskUsage, MountOptions, Ownership
     from drivers.idmap import IDMappings
 
+_log = logging.getLogger(__name__)
 _SCRATCH_AGE = 60.0
 """Seconds a copy in ``fsd/tmp`` is left alone; a restore takes milliseconds."""
 
@@ -75,6 +78,7 @@ class BtrfsDriver(BtrfsChanges, Driver):
             self.quotas.enable()
         self.usage = Usage(self.quotas)
         self._views = MappedViews(home / "fsd" / "mapped")
+        self._views.sweep()
         self._snapshots = BtrfsSnapshots(self)
 
     # -- directories -------------------------------------------------------------------------------
@@ -95,12 +99,16 @@ class BtrfsDriver(BtrfsChanges, Driver):
     def _sweep(self) -> None:
         """Remove copies a crash left; a young one may be of a process this one cannot see."""
         for left in self.scratch.iterdir():
-            if not _is_alive(left.name) and _age(left) > _SCRATCH_AGE:
+            if is_alive(left.name) or _age(left) < _SCRATCH_AGE:
+                continue
+            try:
                 destroy_tree(left)
+            except OSError as error:  # no reason to keep anybody from the layers
+                _log.warning("a temporary copy stays until the next start: %s", error)
 
     def scratch_path(self) -> Path:
         """A place for a temporary copy that no one else uses."""
-        return self.scratch / _scratch_name()
+        return self.scratch / private_name()
 
     def path_of(self, layer_id: str) -> Path:
         """Where a layer of that ID is, or would be; ``BadLayerID``."""
@@ -332,28 +340,8 @@ def _make_private(home: Path) -> None:
             raise
 
 
-def _scratch_name() -> str:
-    """A name for ``fsd/tmp`` that tells which process made it, and is used once."""
-    pid = os.getpid()
-    return f"{pid}-{_started(pid)}-{os.urandom(6).hex()}"
-
-
-def _is_alive(name: str) -> bool:
-    pid, _, rest = name.partition("-")
-    return pid.isdigit() and _started(int(pid)) == rest.partition("-")[0] != ""
-
-
 def _age(path: Path) -> float:
     """Seconds since a subvolume was made; anything else is as old as can be."""
     if not btrfs_ioctl.is_subvolume(path):
         return float("inf")
     return time.time() - btrfs_ioctl.subvolume_info(path).created_ns / 1e9
-
-
-def _started(pid: int) -> str:
-    """Start time of a process in clock ticks since boot (proc_pid_stat(5) field 22), empty if gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    return fields[19]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import threading
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from drivers.base import Creation
     from drivers.btrfs import BtrfsDriver
+
+_log = logging.getLogger(__name__)
 
 
 class BtrfsSnapshots(Snapshots):
@@ -46,9 +49,14 @@ class BtrfsSnapshots(Snapshots):
             self._driver.quotas.reapply(layer_id, copy)
             self._remember(target, source)
             syscalls.renameat2(copy, target, syscalls.RENAME_EXCHANGE)
-        finally:
+        except BaseException:
+            destroy_tree(copy)
+            raise
+        try:
             with self._driver.quotas.removing(copy):
                 destroy_tree(copy)
+        except OSError as error:  # the layer is restored; the next open tries again
+            _log.warning("the replaced content of layer %s stays for now: %s", layer_id, error)
 
     def create_layer(self, key: str, layer_id: str, creation: Creation = DEFAULT_CREATION) -> None:
         """Make the new layer ``layer_id`` a writable copy of snapshot ``key``."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from drivers import syscalls
 from drivers.errors import NotSupported
 from drivers.idmap import IDMap, IDMappings
+from drivers.processes import is_alive, private_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -244,10 +245,17 @@ class MappedViews:
                 self._supported = False
         return self._supported
 
+    def sweep(self) -> None:
+        """Unmount views of processes that are gone; what is still busy stays."""
+        with suppress(OSError):
+            for left in self._directory.iterdir():
+                if not is_alive(left.name):
+                    _unmount(left)
+
     def _mount(self, source: Path, mappings: IDMappings, read_only: bool) -> Path:
         tree = _idmapped(source, mappings, read_only=read_only)
         try:
-            target = self._directory / f"{os.getpid()}-{os.urandom(6).hex()}"
+            target = self._directory / private_name()
             target.mkdir(mode=0o700, parents=True)
             try:
                 syscalls.attach_tree(tree, target)
@@ -279,5 +287,6 @@ def _idmapped(source: Path, mappings: IDMappings, *, read_only: bool) -> int:
 
 def _unmount(path: Path) -> None:
     with suppress(FileNotFoundError):
-        syscalls.umount(path, syscalls.MNT_DETACH)
+        if syscalls.is_mount_root(path):
+            syscalls.umount(path, syscalls.MNT_DETACH)
         path.rmdir()

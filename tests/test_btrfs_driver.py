@@ -289,6 +289,18 @@ def test_copies_of_a_crashed_process_are_removed_at_the_next_open(btrfs_dir: Pat
     driver.cleanup()
 
 
+def test_views_of_a_crashed_process_are_unmounted_at_the_next_open(btrfs_dir: Path) -> None:
+    driver = BtrfsDriver(btrfs_dir / "btrfs")
+    driver.create("layer")
+    left = driver.home / "fsd" / "mapped" / "999999999-1-abc"
+    left.mkdir(parents=True)
+    syscalls.mount(driver.present("layer"), left, flags=syscalls.MS_BIND)
+    BtrfsDriver(btrfs_dir / "btrfs")
+    assert not left.exists()
+    driver.remove("layer")
+    driver.cleanup()
+
+
 # -- snapshots ---------------------------------------------------------------------------------
 
 
