@@ -159,8 +159,8 @@ def _block(member: Member, name: bytes, prefix: bytes) -> bytes:
             b"ustar\x0000",
             _string(_ascii(member.uname), 32),
             _string(_ascii(member.gname), 32),
-            _number(member.major, 8),
-            _number(member.minor, 8),
+            # Go leaves these two empty in a pax header.
+            bytes(16) if member.type == tar.PAX else _number(member.major, 8) + _number(member.minor, 8),
             _string(prefix, 155),
             bytes(12),
         )
