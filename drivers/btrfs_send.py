@@ -17,7 +17,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from drivers import _send, btrfs_ioctl
+from drivers import btrfs_ioctl
+from drivers._send import ffi, lib
 from drivers.errors import DriverError
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     from drivers.btrfs_ioctl import Place
 
-ffi: Any = _send.ffi
-lib: Any = _send.lib
 
 MAGIC = b"btrfs-stream\0"
 NEWEST_VERSION = 3
