@@ -15,11 +15,10 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterator, Sequence
 
-    from store.store import Store
-
     from store.catalog import Catalog
     from store.history import History, Snapshot
     from store.records import Container, Image, Layer
+    from store.store import Store
 
     Row = dict[str, Any]
 

@@ -57,7 +57,13 @@ def up(args: argparse.Namespace) -> int:
     running = runfile.read(Path(options.runroot))
     if running is not None:
         return _already_up(args, running)
-    _start(args, options, mountpoint)
+    try:
+        _start(args, options, mountpoint)
+    except MountError:
+        other = runfile.read(Path(options.runroot))
+        if other is None or not mounts.wait_until_mounted(other.mountpoint, START_SECONDS):
+            raise
+        return _already_up(args, other)  # somebody else started it at the same moment
     return _say_up(args, mountpoint)
 
 
@@ -193,9 +199,8 @@ def _attached(pool: Pool, *, no_pool: bool) -> Iterator[None]:
 
 
 def _run(options: StoreOptions, mountpoint: Path, *, allow_other: bool) -> int:
-    from store.store import Store
-
     from fsd import daemon
+    from store.store import Store
 
     with Store(options) as store:
         return daemon.run(store, mountpoint, ready=lambda: _announce(mountpoint), allow_other=allow_other)

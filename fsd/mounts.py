@@ -178,10 +178,10 @@ def _points_below(link: Path, path: Path) -> bool:
     return target == str(path) or target.startswith(f"{path}/")
 
 
-def wait_until_gone(point: Path, seconds: float) -> bool:
-    """Whether nothing is mounted at ``point`` any more within ``seconds``."""
+def wait_until_mounted(point: Path, seconds: float) -> bool:
+    """Whether something is mounted at ``point`` within ``seconds``."""
     deadline = time.monotonic() + seconds
-    while mount_at(point) is not None:
+    while mount_at(point) is None:
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)

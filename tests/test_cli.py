@@ -194,6 +194,41 @@ def test_up_status_health_down(small, point):
     assert "not up" in fsd(small, "down").stdout
 
 
+def test_up_twice_at_once_starts_one_daemon(small, point):
+    both = [subprocess.Popen(fsd_argv(small, "up", point), env=fsd_env()) for _ in range(2)]
+    assert [process.wait(90) for process in both] == [0, 0]
+    assert len([mount for mount in mounts.mounts() if mount.point == point]) == 1
+    fsd(small, "down")
+
+
+def test_up_on_two_prior_drivers_lists_them_and_mounts_nothing(store_dirs, point):
+    for name in ("overlay", "btrfs"):
+        (store_dirs.graphroot / name / "x").mkdir(parents=True)
+    done = fsd(store_dirs, "up", point, check=False)
+    assert done.returncode == 125
+    assert done.stderr.count("\n") == 1
+    assert "overlay, btrfs" in done.stderr
+    assert mounts.mount_at(point) is None
+
+
+def test_up_with_a_malformed_table_serves_the_rest(small, point):
+    (small.graphroot / "btrfs-containers/containers.json").write_text("[{]")
+    with running(small, point, quiet=False):
+        assert os.listdir(point / "images/localhost") == ["small:1"]
+    assert (small.graphroot / "btrfs-containers/containers.json").read_text() == "[{]"
+
+
+def test_down_while_a_shell_stands_in_the_tree_succeeds(small, point):
+    fsd(small, "up", point)
+    shell = subprocess.Popen(["sleep", "60"], cwd=point / "containers")
+    try:
+        fsd(small, "down")
+        assert mounts.mount_at(point) is None
+    finally:
+        shell.kill()
+        shell.wait()
+
+
 def test_up_elsewhere_while_up_is_refused(small, point):
     fsd(small, "up", point)
     done = fsd(small, "up", point.with_name("other"), check=False)

@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from fsd import mounts, runfile, sdnotify
+from fsd.cli_start import Keeper
 
 
 def test_registered_record_lives_as_long_as_the_block(tmp_path):
@@ -78,6 +79,20 @@ def test_watchdog_is_ours_only_with_our_pid(monkeypatch):
     assert sdnotify.watchdog_seconds() == 2.0
     monkeypatch.setenv("WATCHDOG_PID", "1")
     assert sdnotify.watchdog_seconds() is None
+
+
+def test_keeper_feeds_the_watchdog_only_while_the_tree_answers(tmp_path, monkeypatch):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(f"\0fsd-watchdog-{os.getpid()}")
+        receiver.settimeout(1)
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@fsd-watchdog-{os.getpid()}")
+        monkeypatch.setenv("WATCHDOG_USEC", "200000")
+        monkeypatch.delenv("WATCHDOG_PID", raising=False)
+        with Keeper(tmp_path, None).running(), pytest.raises(TimeoutError):
+            receiver.recv(100)
+        (tmp_path / "control").mkdir()
+        with Keeper(tmp_path, None).running():
+            assert receiver.recv(100) == b"WATCHDOG=1"
 
 
 def test_mounts_name_the_file_system_of_what_does_not_exist_yet(btrfs_dir):

@@ -9,10 +9,9 @@ import logging
 import sys
 from pathlib import Path
 
-from store.store import Store
-
 from fsd import daemon
 from store.config import StoreOptions
+from store.store import Store
 
 
 def main(graphroot: str, runroot: str, mountpoint: str, *options: str) -> int:
