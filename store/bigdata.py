@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -58,6 +56,8 @@ def write(directory: Path, key: str, data: bytes) -> None:
 
 def digest_of(data: bytes) -> str:
     """``sha256:<hex>`` of ``data``."""
+    import hashlib  # loads OpenSSL
+
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
@@ -72,6 +72,8 @@ def manifest_digest(data: bytes) -> str:
     """
     if b'"signatures"' not in data:
         return digest_of(data)
+    import json
+
     try:
         document: Any = json.loads(data)
         if document.get("schemaVersion") != 1 or not document.get("signatures"):

@@ -8,7 +8,6 @@ drop-ins of all three; then the defaults.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import sys
@@ -21,8 +20,6 @@ from drivers.idmap import IDMap, IDMappings
 from store.errors import BadValue
 from store.idranges import Range, check_mappings, parse_mapping, subordinate_ids
 from store.lockfile import DEFAULT_TIMEOUT
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +122,9 @@ class _Warnings:
 
     def add(self, path: Path, line: int, text: str) -> None:
         self.texts.append(f"{path}:{line}: {text}" if line else f"{path}: {text}")
-        log.warning("%s", self.texts[-1])
+        import logging  # slow, and rarely needed
+
+        logging.getLogger(__name__).warning("%s", self.texts[-1])
 
 
 def load_options(env: Mapping[str, str] | None = None, *, uid: int | None = None) -> StoreOptions:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
-from drivers import open_driver
+from drivers import driver_names, open_driver, prior_drivers
 from drivers.errors import LayerUnknown as DriverLayerUnknown
 from store.catalog import Catalog
 from store.config import StoreOptions, load_options
@@ -56,10 +57,10 @@ class StoreCore:
 
     Args:
         options: where the store is and which driver it uses; read from the configuration when not given.
+        lazy: open the driver when it is first needed, so that who only looks does not pay for it.
 
     Attributes:
         graphroot, runroot: persistent state, and state lost at reboot.
-        driver: the graph driver, open.
         tables: the primary store's tables.
         read_only: the store's directories cannot be written.
 
@@ -67,7 +68,7 @@ class StoreCore:
         IncompleteOptions, LockTimeout, OSError, and what :func:`drivers.open_driver` raises.
     """
 
-    def __init__(self, options: StoreOptions | None = None) -> None:
+    def __init__(self, options: StoreOptions | None = None, *, lazy: bool = False) -> None:
         self.options = options if options is not None else load_options()
         if not self.options.graphroot or not self.options.runroot:
             raise IncompleteOptions("a store needs both a graphroot and a runroot")
@@ -76,20 +77,37 @@ class StoreCore:
         self.read_only = not self._prepare_directories(self.graphroot, self.runroot)
         self.storage_lock = LockFile.get(self.graphroot / "storage.lock", read_only=self.read_only)
         self.userns_lock = LockFile.get(self.graphroot / "userns.lock", read_only=self.read_only)
-        with self._opening():
-            self.driver: Driver = open_driver(
-                self.graphroot,
-                self.options.driver,
-                (*self.options.driver_options, f"overlay.runroot={self.runroot}"),
-                self.options.driver_priority,
-            )
-        self.driver_name = self.driver.name
+        self._driver: Driver | None = None
+        self._driver_guard = threading.Lock()
+        name = self._likely_driver() if lazy else ""
+        self.driver_name = name or self.driver.name
         self.tables = self._open_tables()
         self.additional = tuple(self._additional_tables())
         self._catalog: Catalog | None = None
         self.clean_incomplete(wait=False)
 
     # -- opening ---------------------------------------------------------------------------------
+
+    @property
+    def driver(self) -> Driver:
+        """The graph driver; opened, if it is not yet, under the store's lock."""
+        if self._driver is None:
+            with self._driver_guard, self._opening():
+                self._driver = self._driver or open_driver(
+                    self.graphroot,
+                    self.options.driver,
+                    (*self.options.driver_options, f"overlay.runroot={self.runroot}"),
+                    self.options.driver_priority,
+                )
+        return self._driver
+
+    def _likely_driver(self) -> str:
+        """The name of the driver that will be opened, if that is certain without opening it."""
+        name = self.options.driver
+        if name in driver_names():
+            return name
+        prior = () if name else prior_drivers(self.graphroot)
+        return prior[0] if len(prior) == 1 and not self.options.driver_priority and prior[0] != "vfs" else ""
 
     @contextmanager
     def _opening(self) -> Iterator[None]:
@@ -140,9 +158,9 @@ class StoreCore:
         return tables
 
     def _additional_tables(self) -> Iterator[Tables]:
-        roots = dict.fromkeys(
-            [*self.driver.additional_image_stores(), *map(Path, self.options.additional_image_stores)]
-        )
+        configured = [Path(path) for path in self.options.additional_image_stores]
+        mentioned = any("imagestore=" in option for option in self.options.driver_options)
+        roots = dict.fromkeys([*(self.driver.additional_image_stores() if mentioned else ()), *configured])
         for root in roots:
             name = self.driver_name
             run = root / f"{name}-layers"

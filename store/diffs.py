@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from drivers import tarsplit
 from drivers.base import Change, Compression
-from drivers.compress import chunks_of, compress, reader_of
 from drivers.idmap import IDMappings
 from store.attributes import Attributes
 from store.durable import file_state
@@ -70,6 +67,8 @@ class Diffs(Mounts, Attributes):
         wanted = Compression(layer.compression) if compression is None else compression
         if wanted is Compression.NONE:
             return stream
+        from drivers.compress import chunks_of, compress, reader_of
+
         return cast("BinaryIO", reader_of(compress(wanted, chunks_of(stream)), stream.close))
 
     def _exact(self, layer: Layer) -> BinaryIO | None:
@@ -77,6 +76,11 @@ class Diffs(Mounts, Attributes):
         path = next((path for path in self.tar_split_paths(layer.id) if file_state(path).size > 0), None)
         if path is None:
             return None
+        import gzip  # these are slow, and only archives need them
+
+        from drivers import tarsplit
+        from drivers.compress import chunks_of, reader_of
+
         with ExitStack() as stack:
             lines = stack.enter_context(gzip.open(path, "rb"))
             root = stack.enter_context(self.driver.mounted(layer.id))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 from pathlib import Path
 from typing import NamedTuple
@@ -51,7 +50,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = 
     Args:
         durable: whether to wait until content and name are on the disk.
     """
-    temporary = path.with_name(f".tmp-{path.name}{secrets.randbelow(10**10)}")
+    temporary = path.with_name(f".tmp-{path.name}{int.from_bytes(os.urandom(4), 'little')}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with open(fd, "wb", buffering=0) as file:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
-import io
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, BinaryIO, Final, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 from drivers.base import Applied, Creation
 from drivers.errors import LayerExists
 from drivers.idmap import IDMappings
+from drivers.tarsplit_file import TarSplitFile
 from store import bigdata, durable
 from store.errors import BadValue, LayerUnknown, ParentIsContainer, ParentUnknown
 from store.idranges import check_mappings
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from store.options import BigData, IDMapOptions, LayerOptions
     from store.records import Layer
 
-_GZIP_LEVEL: Final = 1
 
 
 class Growth(Queries):
@@ -168,14 +166,11 @@ class Growth(Queries):
         """A stream that becomes the layer's tar-split file when the block ends well."""
         path = self.tar_split_path(layer_id)
         temporary = path.with_name(f".tmp-{path.name}{os.urandom(4).hex()}")
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            with open(fd, "wb", buffering=0) as file:
-                with gzip.GzipFile("", "wb", _GZIP_LEVEL, file, mtime=0) as packed:
-                    buffered = io.BufferedWriter(cast("io.RawIOBase", packed), 1 << 16)
-                    yield cast("BinaryIO", buffered)
-                    buffered.flush()
-                    buffered.detach()
+            with open(fd, "w+b") as file:
+                with TarSplitFile(file) as lines:
+                    yield cast("BinaryIO", lines)
                 os.fdatasync(file.fileno())
             os.rename(temporary, path)
         except BaseException:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import re
-import secrets
 from typing import Final
 
 from store.errors import BadID
@@ -18,7 +18,7 @@ _SHORT: Final = 12
 def new_id() -> str:
     """A random ID; drawn again while its first 12 characters could be mistaken for a number."""
     while True:
-        candidate = secrets.token_hex(ID_LENGTH // 2)
+        candidate = os.urandom(ID_LENGTH // 2).hex()
         if not candidate[:_SHORT].isdecimal():
             return candidate
 

@@ -18,12 +18,11 @@ _COMPONENT: Final = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _DOMAIN: Final = (
     r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*"
 )
-_REFERENCE: Final = re.compile(
+_REFERENCE: Final = (
     rf"(?:(?P<domain>{_DOMAIN}(?::\d+)?|\[[0-9A-Fa-f:]+\](?::\d+)?)/)?"
     rf"(?P<path>{_COMPONENT}(?:/{_COMPONENT})*)"
     r"(?::(?P<tag>\w[\w.-]{0,127}))?"
-    r"(?:@(?P<digest>[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,}))?",
-    re.ASCII,
+    r"(?:@(?P<digest>[A-Za-z][A-Za-z0-9]*(?:[-_+.][A-Za-z][A-Za-z0-9]*)*:[0-9a-fA-F]{32,}))?"
 )
 
 
@@ -48,7 +47,7 @@ def parse(text: str) -> Reference:
     Raises:
         BadName: ``text`` is not an image name.
     """
-    match = _REFERENCE.fullmatch(text)
+    match = re.fullmatch(_REFERENCE, text, re.ASCII)
     if match is None:
         raise BadName(f"{text!r} is not an image name (repository names are lower case)")
     domain, path = match["domain"] or "", match["path"]

@@ -80,6 +80,10 @@ def test_missing_created_is_year_one_and_always_written():
     assert layer.created_ns == -62135596800 * 10**9
 
 
+def test_unknown_key_of_a_mount_point_is_ignored():
+    assert decode(MountPoint, {"id": ID, "path": "/x", "count": 1, "new": 2}).count == 1
+
+
 def test_container_without_image_and_layer_writes_both_keys():
     assert encode(Container(id=ID)) == (
         f'{{"id":"{ID}","image":"","layer":"","created":"0001-01-01T00:00:00Z"}}'
