@@ -4,9 +4,12 @@
 
     base, errors, idmap     the interface, what it raises, ID mappings
     btrfs, vfs, overlay     the drivers
-    btrfs_ioctl, btrfs_tree btrfs's kernel interface; btrfs_quota, btrfs_usage, btrfs_snapshots over it
-    syscalls                Linux calls the standard library lacks
+    btrfs_ioctl, btrfs_tree btrfs's kernel interface; btrfs_quota, btrfs_usage, btrfs_snapshots,
+                            btrfs_removal over it; btrfs_changes with btrfs_send, btrfs_lineage: quick diffs
+    syscalls, processes     Linux calls the standard library lacks; names that tell who uses them
+    shifting, selinux       owners and labels of whole layers
     naive, changes, archive differences between trees, and layer archives in and out
+    copytree, usage         whole trees copied, removed and counted
     conformance             the checks every driver passes
 
 Implementations are imported when they are opened, so that naming a driver costs nothing.
