@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 from drivers.base import Applied, Creation
 from drivers.errors import LayerExists
 from drivers.idmap import IDMappings
-from drivers.tarsplit_file import TarSplitFile
 from store import bigdata, durable
 from store.errors import BadValue, LayerUnknown, ParentIsContainer, ParentUnknown
 from store.idranges import check_mappings
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from store.layers import LayerDraft
     from store.options import BigData, IDMapOptions, LayerOptions
     from store.records import Layer
-
 
 
 class Growth(Queries):
@@ -164,6 +162,8 @@ class Growth(Queries):
     @contextmanager
     def _tar_split(self, layer_id: str, undo: ExitStack) -> Iterator[BinaryIO]:
         """A stream that becomes the layer's tar-split file when the block ends well."""
+        from drivers.tarsplit_file import TarSplitFile
+
         path = self.tar_split_path(layer_id)
         temporary = path.with_name(f".tmp-{path.name}{os.urandom(4).hex()}")
         fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -65,13 +65,13 @@ def test_decompress_zstd_skippable_frames_are_skipped() -> None:
 def test_decompress_every_cut_is_an_error(kind: Compression) -> None:
     data = PEERS[kind](b"a text of some length")
     for cut in range(1, len(data)):
-        with pytest.raises(MalformedArchive, match="truncated|damaged"):
+        with pytest.raises(MalformedArchive, match=r"truncated|damaged"):
             decode(kind, data[:cut], 5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_decompress_garbage_after_the_stream_is_an_error(kind: Compression) -> None:
-    with pytest.raises(MalformedArchive, match="damaged"):
+    with pytest.raises(MalformedArchive, match=r"damaged|truncated"):
         decode(kind, PEERS[kind](b"x") + b"garbage")
 
 
