@@ -1,0 +1,115 @@
+"""Additional read-only image stores, and stores on media that cannot be written."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from store.config import StoreOptions
+from store.errors import ImageUnknown, NotALayer, NotAnImage, StoreReadOnly
+from store.store import ImageOptions, Store
+
+BASE_TAR = Path(__file__).parent / "data" / "tables" / "base.tar"
+
+
+@pytest.fixture(params=["vfs", "overlay"])
+def two(request, btrfs_dir):
+    """A store filled with one image, and a second store that has it as an additional one."""
+    first = StoreOptions(
+        graphroot=str(btrfs_dir / "first"),
+        runroot=str(btrfs_dir / "r1"),
+        driver=request.param,
+        lock_timeout=10,
+    )
+    with Store(first) as store:
+        layer, _ = store.put_layer(io.BytesIO(BASE_TAR.read_bytes()), names=["base"])
+        data = ImageOptions(big_data=[("manifest", b"{}")])
+        store.create_image(names=["img"], layer=layer.id, options=data)
+        store.shutdown(force=True)
+    second = replace(
+        first,
+        graphroot=str(btrfs_dir / "second"),
+        runroot=str(btrfs_dir / "r2"),
+        additional_image_stores=(first.graphroot,),
+        driver_options=(f"{request.param}.imagestore={first.graphroot}",),
+    )
+    opened = Store(second)
+    try:
+        yield store, opened
+    finally:
+        opened.wipe()
+        opened.shutdown(force=True)
+
+
+def test_images_of_the_additional_store_are_listed_and_read(two):
+    first, store = two
+    image = store.image("img")
+    assert image.read_only
+    assert [i.id for i in store.images()] == [first.image("img").id]
+    assert store.layer("base").read_only
+    assert store.image_big_data("img", "manifest") == b"{}"
+    assert store.images_by_digest(image.digest) == [image]
+    assert store.layers_by_uncompressed_digest(store.layer("base").diff_digest)[0].id == image.layer
+    assert store.image_size("img") == first.image_size("img")
+
+
+def test_nothing_of_the_additional_store_can_be_changed(two):
+    _, store = two
+    with pytest.raises(StoreReadOnly):
+        store.set_names("img", ["other"])
+    with pytest.raises(StoreReadOnly):
+        store.set_metadata("base", "x")
+    with pytest.raises(StoreReadOnly):
+        store.set_image_big_data("img", "key", b"x")
+    with pytest.raises(NotAnImage):
+        store.delete_image("img")
+    with pytest.raises(NotALayer):
+        store.delete_layer("base")
+
+
+def test_container_over_an_additional_image(two):
+    first, store = two
+    container = store.create_container(names=["web"], image="img")
+    path = store.mount("web")
+    expected = {p.name for p in first.driver.get(first.layer("base").id).iterdir()}
+    first.driver.put(first.layer("base").id)
+    assert {p.name for p in path.iterdir()} == expected
+    (path / "new").write_text("x")
+    assert store.unmount("web") is False
+    assert [c.path for c in store.changes("web")] == [b"/new"]
+    store.delete_container(container.id)
+    assert store.layers()[0].read_only
+    assert first.check() == []
+
+
+def test_primary_image_hides_an_additional_one_of_the_same_name(two):
+    _, store = two
+    own = store.create_image(names=["img"])
+    assert store.image("img") == own
+
+
+def test_store_on_read_only_media_can_be_read_only(btrfs_dir):
+    options = StoreOptions(graphroot=str(btrfs_dir / "g"), runroot=str(btrfs_dir / "r"), driver="vfs")
+    with Store(options) as store:
+        layer, _ = store.put_layer(io.BytesIO(BASE_TAR.read_bytes()), names=["base"])
+        store.create_image(names=["img"], layer=layer.id)
+    graphroot = btrfs_dir / "g"
+    subprocess.run(["mount", "--bind", graphroot, graphroot], check=True)
+    try:
+        subprocess.run(["mount", "-o", "remount,bind,ro", graphroot], check=True)
+        with Store(options, lazy=True) as store:
+            assert store.read_only
+            assert store.image("img").layer == layer.id
+            with pytest.raises(ImageUnknown):
+                store.image("nobody")
+            for change in (store.create_layer, store.wipe, lambda: store.set_names("img", [])):
+                with pytest.raises(StoreReadOnly):
+                    change()
+    finally:
+        subprocess.run(["umount", graphroot], check=True)
+    assert os.access(graphroot, os.W_OK)
