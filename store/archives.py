@@ -29,6 +29,7 @@ from store.oci_config import (
     layer_id,
     sha256,
 )
+from store.state import State, journal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -60,11 +61,12 @@ class Packed:
     names: tuple[str, ...]
 
 
-def load_archive(store: Store, archive: BinaryIO) -> list[Image]:
+def load_archive(store: Store, archive: BinaryIO, *, state: State | None = None) -> list[Image]:
     """Load every image of a docker-archive or oci-archive; nothing is loaded if one of them is bad.
 
     Args:
         archive: a tar, plain or compressed; read to its end.
+        state: the store's state, for its journal; opened for the call when not given.
 
     Returns:
         the images' records, in the archive's order.
@@ -72,8 +74,12 @@ def load_archive(store: Store, archive: BinaryIO) -> list[Image]:
     Raises:
         MalformedArchive, HostileArchive; BadValue: it is a tar of something else; OSError
     """
-    with archive_files(archive, store.graphroot) as files, ExitStack() as kept:
-        images = [(packed, _put_layers(store, files, packed, kept)) for packed in _contents(files)]
+    with (
+        archive_files(archive, store.graphroot) as files,
+        journal(store.graphroot, state) as opened,
+        ExitStack() as kept,
+    ):
+        images = [(packed, _put_layers(store, files, packed, kept, opened)) for packed in _contents(files)]
         return [
             put_image(
                 store, config=packed.config, manifest=packed.manifest, layer=top, names=list(packed.names)
@@ -93,7 +99,7 @@ def _contents(files: ArchiveFiles) -> list[Packed]:
     )
 
 
-def _put_layers(store: Store, files: ArchiveFiles, packed: Packed, kept: ExitStack) -> str:
+def _put_layers(store: Store, files: ArchiveFiles, packed: Packed, kept: ExitStack, state: State) -> str:
     """Make the layers that are not there; ``kept`` removes them unless it is left normally."""
     parent = ""
     for name, diff_id, digest in zip(packed.layers, packed.diff_ids, packed.digests, strict=True):
@@ -103,7 +109,7 @@ def _put_layers(store: Store, files: ArchiveFiles, packed: Packed, kept: ExitSta
             with files.open(name) as file, measured(file, store.graphroot) as blob:
                 if blob.diff_digest != diff_id or digest not in ("", blob.digest):
                     raise MalformedArchive(f"layer {name} has digest {blob.diff_digest}, not {diff_id}")
-                kept.enter_context(put_layer(store, blob, parent))
+                kept.enter_context(put_layer(store, blob, parent, state))
         parent = wanted
     return parent
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from store.records import Container, Image, Layer
+    from store.state import State
     from store.store import Store
 
 
@@ -27,6 +28,7 @@ def commit(
     config: Mapping[str, Any] | None = None,
     author: str = "",
     comment: str = "",
+    state: State | None = None,
 ) -> Image:
     """Make an image of a container as it is now: its changes become a layer over its image's.
 
@@ -34,6 +36,7 @@ def commit(
         name: normalised as podman does it; an image that has it loses it. Empty for none.
         config: keys of the image's ``config`` object to change; see
             :func:`store.oci_config.run_config`. Everything else is as in the container's image.
+        state: the store's state, for its journal; opened for the call when not given.
 
     Raises:
         ContainerUnknown, BadName, BadValue
@@ -48,7 +51,7 @@ def commit(
     with (
         store.diff(found.id, compression=Compression.NONE) as changes,
         measured(changes, store.graphroot) as blob,
-        put_layer(store, blob, parent=below[-1].id if below else "") as layer,
+        put_layer(store, blob, parent=below[-1].id if below else "", state=state) as layer,
     ):
         diff_ids = [*(item.diff_digest for item in below), blob.diff_digest]
         data = _document(base, runs, diff_ids, {key: value for key, value in entry.items() if value})

@@ -7,7 +7,7 @@ names the image from then on. The copy takes constant time where the driver's co
 from __future__ import annotations
 
 import os
-from contextlib import closing, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from store.errors import BadValue, InUse, NoSuchSource, NotPristine
 from store.ids import new_id
 from store.records import Container, Layer
 from store.snapshots import snapshot_key
-from store.state import STATE_FILE, Intent, State
+from store.state import Intent, State, journal
 
 if TYPE_CHECKING:
     from store.core import Transaction
@@ -172,9 +172,8 @@ def fill(store: Store, container: str, source: str | Source, *, state: State | N
     if chosen.container == found.id:
         raise NoSuchSource(f"a container cannot be filled from itself ({chosen.label})")
     details = {"container": found.id, "old": found.layer, "new": new_id()}
-    journal = nullcontext(state) if state else closing(State(store.graphroot / STATE_FILE))
     with (
-        journal as opened,
+        journal(store.graphroot, state) as opened,
         opened.intent(FILL, details),
         store.transaction(layers="w", images="r", containers="w") as tables,
     ):

@@ -23,6 +23,7 @@ from store import retention
 from store.errors import ContainerUnknown, InUse, Pinned, SnapshotUnknown
 from store.fill import FILL, end_fill
 from store.holders import Holder, holders
+from store.oci import NEW_LAYER, end_new_layer
 from store.snapshots import RENAME, SnapshotTable, check_snapshot_name
 from store.state import STATE_FILE, Intent, Snapshot, State
 
@@ -257,16 +258,20 @@ class History:
     # -- after a crash -------------------------------------------------------------------------
 
     def recover(self) -> None:
-        """End what processes that died had begun, and reconcile copies and rows. Runs when opened."""
+        """End what processes that died had begun, and reconcile copies and rows. Runs when opened.
+
+        The latest goes first: a layer is made before the layers over it.
+        """
         ways: dict[str, Callable[[Intent], None]] = {
             RENAME: lambda intent: self.table.end_rename(intent),
             ROLLBACK: self._end_rollback,
             DELETE: self._end_delete,
             FILL: lambda intent: end_fill(self.store, intent),
+            NEW_LAYER: lambda intent: end_new_layer(self.store, intent),
         }
         if self.supported:
             self.table.reconcile()
-        for intent in self.state.pending():
+        for intent in reversed(self.state.pending()):
             if not intent.alive and intent.kind in ways:
                 ways[intent.kind](intent)
                 self.state.done(intent.id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from drivers import errors as driver_errors
 from store import codec
 from store.blobs import Blob, measured
 from store.errors import BadRecord, BadValue, BigDataUnknown, Busy, DuplicateID, Unknown
@@ -21,6 +22,10 @@ from store.oci_config import (
     sha256,
 )
 from store.options import ImageOptions
+from store.state import Intent, State, journal
+
+NEW_LAYER = "new-layer"
+"""The kind of intent :func:`put_layer` records."""
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -28,7 +33,15 @@ if TYPE_CHECKING:
     from store.records import Image, Layer
     from store.store import Store
 
-__all__ = ["config_document", "import_rootfs", "plain_layer", "put_image", "put_layer"]
+__all__ = [
+    "NEW_LAYER",
+    "config_document",
+    "end_new_layer",
+    "import_rootfs",
+    "plain_layer",
+    "put_image",
+    "put_layer",
+]
 
 
 def import_rootfs(
@@ -40,6 +53,7 @@ def import_rootfs(
     architecture: str = "",
     created: str = "",
     comment: str = "",
+    state: State | None = None,
 ) -> Image:
     """Make a one-layer image of a root filesystem; importing the same again gives the same image.
 
@@ -52,6 +66,7 @@ def import_rootfs(
         architecture: GOARCH; this machine's when not given.
         created: RFC 3339; now when not given.
         comment: goes to the image's history.
+        state: the store's state, for its journal; opened for the call when not given.
 
     Raises:
         BadName, BadValue, MalformedArchive, HostileArchive, OSError; nothing was made then
@@ -64,7 +79,7 @@ def import_rootfs(
     with measured(archive, store.graphroot) as blob:
         if not blob.size:
             raise BadValue("the archive is empty: a tar of a root filesystem is needed")
-        with put_layer(store, blob, parent="") as layer:
+        with put_layer(store, blob, parent="", state=state) as layer:
             document = build_config(
                 created=created,
                 config=runs,
@@ -85,10 +100,10 @@ def plain_layer(diff_digest: str, diff_size: int) -> Descriptor:
 
 
 @contextmanager
-def put_layer(store: Store, blob: Blob, parent: str) -> Iterator[Layer]:
+def put_layer(store: Store, blob: Blob, parent: str, state: State | None = None) -> Iterator[Layer]:
     """The layer of ``blob`` over ``parent`` for the length of a block; it is made if it is not there.
 
-    If the block fails, a layer that was made for it goes again.
+    If the block fails, or the process dies in it, a layer that was made for it goes again.
 
     Raises:
         MalformedArchive, HostileArchive, LayerUnknown (the parent), OSError
@@ -98,6 +113,11 @@ def put_layer(store: Store, blob: Blob, parent: str) -> Iterator[Layer]:
     if layer is not None and layer.diff_digest == blob.diff_digest:
         yield layer
         return
+    with journal(store.graphroot, state) as opened, opened.intent(NEW_LAYER, {"layer": wanted}):
+        yield from _new_layer(store, blob, wanted, parent)
+
+
+def _new_layer(store: Store, blob: Blob, wanted: str, parent: str) -> Iterator[Layer]:
     try:
         layer, _ = store.put_layer(blob.file, id=wanted, parent=parent or None)
     except DuplicateID:  # another process was faster
@@ -108,9 +128,23 @@ def put_layer(store: Store, blob: Blob, parent: str) -> Iterator[Layer]:
             raise BadValue("the archive changed while it was read")
         yield layer
     except BaseException:
-        with suppress(Busy, Unknown):  # somebody else found it useful meanwhile, or removed it
-            store.delete_layer(layer.id)
+        _discard(store, layer.id)
         raise
+
+
+def _discard(store: Store, layer: str) -> None:
+    """Delete a layer that was to become an image's, unless somebody else found it useful meanwhile."""
+    with suppress(Busy, Unknown):
+        store.delete_layer(layer)
+
+
+def end_new_layer(store: Store, intent: Intent) -> None:
+    """After a crash: delete a layer whose image was never made, and a tree whose record was not."""
+    layer = str(intent.details["layer"])
+    _discard(store, layer)
+    with store.transaction(layers="w") as tables, suppress(driver_errors.LayerUnknown):
+        if tables.layers.get(layer) is None:
+            store.driver.remove(layer)
 
 
 def put_image(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -237,6 +237,11 @@ class State:
 
     def _execute(self, statement: str, values: list[Any], *, durable: bool = False) -> None:
         self._db.write(lambda connection: connection.execute(statement, values), durable=durable)
+
+
+def journal(graphroot: Path, state: State | None) -> AbstractContextManager[State]:
+    """``state`` as it is, or the state of the store at ``graphroot``, opened for one block."""
+    return nullcontext(state) if state is not None else closing(State(graphroot / STATE_FILE))
 
 
 def _snapshot(row: sqlite3.Row) -> Snapshot:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import tarfile
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from store.archives import load_archive
 from store.commit import commit
 from store.config import StoreOptions
 from store.errors import BadValue
+from store.history import History
 from store.layout import docker_archive, oci_layout
 from store.oci import import_rootfs
 from store.store import Store
+from tests.support.crash import crash
 from tests.support.tools import StoreDirs, ToolBox
 
 
@@ -324,6 +327,17 @@ def test_links_are_followed_inside_the_archive_and_never_for_ever(store, image, 
     assert empty(other[0])
     (loaded,) = load_archive(other[0], linked(files, f"../{base}"))
     assert loaded.id == image.id
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_crash_before_the_image_is_made_leaves_nothing(store, image, other, btrfs_dir, when) -> None:
+    path = btrfs_dir / "image.tar"
+    path.write_bytes(docker_archive(store, "two:1").read())
+    target = other[0]
+    crash(target, when, "store.create_image", f"load_archive(store, open({str(path)!r}, 'rb'))")
+    with closing(History(target).state) as state:
+        assert state.pending() == []
+    assert len(target.layers()) == len(set(target.driver.layer_ids())) == (0 if when == "before" else 2)
 
 
 def test_documents_and_members_have_bounds(store, monkeypatch) -> None:

@@ -11,6 +11,7 @@ import lzma
 import os
 import tarfile
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,10 @@ import zstandard
 from drivers.errors import HostileArchive, MalformedArchive
 from store.config import StoreOptions
 from store.errors import BadName, BadValue
+from store.history import History
 from store.oci import config_document, import_rootfs
 from store.store import Store
+from tests.support.crash import crash
 
 COMPRESSORS = {
     "plain": lambda data: data,
@@ -243,6 +246,18 @@ def test_an_image_that_cannot_be_recorded_leaves_no_layer(store, tar, monkeypatc
     with pytest.raises(OSError, match="No space"):
         import_rootfs(store, io.BytesIO(tar), "base")
     assert empty(store)
+
+
+@pytest.mark.parametrize("target", ["store.driver.create", "store.create_image", "store.add_names"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_crash_leaves_no_layer_without_its_image(store, rootfs_tar, target, when) -> None:
+    crash(store, when, target, f"import_rootfs(store, open({str(rootfs_tar)!r}, 'rb'), 'base')")
+    with Store(store.options) as again, closing(History(again).state) as state:
+        assert state.pending() == []
+        assert {layer.id for layer in again.layers()} == {image.layer for image in again.images()}
+        assert {layer.id for layer in again.layers()} == set(again.driver.layer_ids())
+        with open(rootfs_tar, "rb") as archive:
+            assert import_rootfs(again, archive, "base").names == ("localhost/base:latest",)
 
 
 def test_eight_imports_at_once_give_one_image_with_eight_names(store, tar) -> None:

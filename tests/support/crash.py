@@ -14,9 +14,12 @@ if TYPE_CHECKING:
 
 PROGRAM = """
     import os, signal, sys
+    from store.archives import load_archive
+    from store.commit import commit
     from store.config import StoreOptions
     from store.fill import fill
     from store.history import History
+    from store.oci import import_rootfs
     from store.store import Store
 
     graphroot, runroot, driver, target, when, call = sys.argv[1:]
@@ -41,7 +44,8 @@ PROGRAM = """
 def crash(store: Store, when: str, target: str, call: str) -> None:
     """Run ``call`` in another process, which is killed ``before`` or ``after`` it calls ``target``.
 
-    ``store``, ``history`` and ``fill`` are known to ``call``; ``target`` is a method below the first two.
+    ``call`` knows ``store``, ``history``, ``fill``, ``import_rootfs``, ``load_archive`` and ``commit``;
+    ``target`` is a method below one of the first two.
     """
     arguments = [store.graphroot, store.runroot, store.driver_name, target, when, call]
     done = subprocess.run(
