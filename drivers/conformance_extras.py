@@ -171,6 +171,11 @@ def limited_layer_cannot_grow_beyond_its_size(harness: Harness) -> None:
                 file.write(os.urandom(1 << 20))
                 file.flush()
                 os.fsync(file.fileno())
+    assert harness.driver.limit(CHILD) == 8 << 20
+    harness.driver.set_limit(CHILD, 0)
+    assert harness.driver.limit(CHILD) == 0
+    with harness.driver.mounted(CHILD) as root:
+        (root / "fits now").write_bytes(os.urandom(16 << 20))
     for bad in ("8 elephants", "-1", "1e9", "99999999t"):
         with raises(BadOption):
             harness.driver.create("other", creation=Creation(storage_opts={"size": bad}))
