@@ -10,6 +10,7 @@ A container that another tool deleted leaves its snapshots as an orphan, until s
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -57,14 +58,18 @@ class History:
 
     Args:
         state: the store's state; opened at ``<graphroot>/fsd/state.db`` when not given.
+        policy: what retention keeps, and how much space automatic snapshots need.
 
     ``container`` arguments are whatever :meth:`Store.container` resolves; where a container may be
     gone, the full ID it had will do. Where the driver keeps no snapshots (:attr:`supported`) there
     are none, and methods that need one raise ``drivers.errors.NotSupported``. Any may raise ``OSError``.
     """
 
-    def __init__(self, store: Store, state: State | None = None) -> None:
+    def __init__(
+        self, store: Store, state: State | None = None, policy: retention.Policy = retention.DEFAULT_POLICY
+    ) -> None:
         self.store = store
+        self.policy = policy
         self.state = state or State(store.graphroot / STATE_FILE)
         self._guard = threading.Lock()
         self._locks: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
@@ -131,13 +136,14 @@ class History:
         """An automatic snapshot, unless the container is as it was when the latest one was taken.
 
         Raises:
-            ContainerUnknown
+            ContainerUnknown; OSError: ENOSPC when less than ``policy.take_floor`` is free
         """
         found = self.store.container(container)
         with self._locked(found.id):
             taken = self.table.all(found.id)
             if taken and self.table.unchanged_since(taken[-1], found.layer):
                 return None
+            self._require_space()
             return self._take(found, None, reason)
 
     def remove(self, container: str, name: str) -> None:
@@ -226,16 +232,21 @@ class History:
     # -- retention -----------------------------------------------------------------------------
 
     def expire(
-        self, *, now_ns: int | None = None, policy: retention.Policy = retention.DEFAULT_POLICY
+        self, *, now_ns: int | None = None, policy: retention.Policy | None = None
     ) -> tuple[retention.Deletion, ...]:
-        """Delete what retention lets go now, as far as its pace allows; returns what was deleted."""
+        """Delete what retention lets go now, as far as its pace allows; returns what was deleted.
+
+        Args:
+            now_ns: the present, in nanoseconds since the epoch.
+            policy: another than the history's own.
+        """
         now = time.time_ns() if now_ns is None else now_ns
         planned = retention.plan(
             [_candidate(s) for s in self._all()],
             now_ns=now,
             free=self.free_space(),
             recent_ns=tuple(self._deleted_ns),
-            policy=policy,
+            policy=policy or self.policy,
         )
         return tuple(deletion for deletion in planned if self._expire_one(deletion, now))
 
@@ -243,6 +254,16 @@ class History:
         """The fraction of the filesystem below the graphroot that is free to use."""
         info = os.statvfs(self.store.graphroot)
         return info.f_bavail / info.f_blocks if info.f_blocks else 1.0
+
+    def _require_space(self) -> None:
+        free = self.free_space()
+        if not retention.may_take(free, self.policy):
+            raise OSError(
+                errno.ENOSPC,
+                f"no automatic snapshot: {free:.0%} of the filesystem is free and "
+                f"{self.policy.take_floor:.0%} is needed",
+                str(self.store.graphroot),
+            )
 
     def _expire_one(self, deletion: retention.Deletion, now_ns: int) -> bool:
         """Delete one snapshot unless it was pinned, renamed or removed meanwhile."""

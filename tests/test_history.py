@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import re
@@ -182,6 +183,16 @@ def test_no_automatic_snapshot_is_taken_when_nothing_changed(store, history, web
     assert history.take_if_changed("web") is None
     history.rename("web", first.name, "kept")
     assert history.take_if_changed("web") is None
+
+
+def test_short_of_space_only_people_take_snapshots(store, history, web) -> None:
+    crowded = History(store, history.state, Policy(take_floor=1.0))
+    with pytest.raises(OSError, match=r"no automatic snapshot: .* 100% is needed") as caught:
+        crowded.take_if_changed("web")
+    assert caught.value.errno == errno.ENOSPC
+    crowded.take("web", "by-hand")
+    assert crowded.take_if_changed("web") is None
+    assert names(history) == ["by-hand"]
 
 
 def overwrite(path: Path) -> None:
