@@ -25,6 +25,7 @@ from store.diffs import Diffs
 from store.durable import remove_tree
 from store.errors import StoreError
 from store.ids import ID
+from store.staging import Staging
 
 if TYPE_CHECKING:
     from store.catalog import Catalog
@@ -93,7 +94,7 @@ class RepairOptions:
     remove_containers: bool = False
 
 
-class Checks(Diffs, Deletions):
+class Checks(Diffs, Deletions, Staging):
     """Methods of :class:`store.store.Store` about consistency."""
 
     def check(self, options: CheckOptions | None = None) -> list[Problem]:
@@ -116,7 +117,7 @@ class Checks(Diffs, Deletions):
     def _check_driver(self) -> Iterator[Problem]:
         """Records without content, content and files without records; needs all who create to hold still."""
         with self.transaction(layers="r", images="r", containers="r") as tx:
-            held = set(self.driver.layer_ids())
+            held = set(self.driver.layer_ids()) - self.staged_ids()
             view = tx.layers.view
             leftovers = list(self._leftover_paths())
         for table, path in leftovers:
@@ -195,13 +196,13 @@ class Checks(Diffs, Deletions):
 
     def _leftover_paths(self) -> Iterator[tuple[str, Path]]:
         """Directories and tar-split files of IDs no table has, and temporary files of dead writers."""
-        tables = self.tables
+        tables, staged = self.tables, self.staged_ids()
         views: list[View[Layer] | View[Image] | View[Container]]
         views = [tables.layers.peek(), tables.images.peek(), tables.containers.peek()]
         for table, view in zip(("layers", "images", "containers"), views, strict=True):
             if any(broken.id.endswith(".json") for broken in view.broken):
                 continue
-            ids = set(view.by_id) | {broken.id for broken in view.broken}
+            ids = set(view.by_id) | {broken.id for broken in view.broken} | staged
             for path in sorted(self.table_directory(table).iterdir()):
                 split = _TAR_SPLIT.fullmatch(path.name)
                 name = split[1] if split else path.name
@@ -226,7 +227,7 @@ class Checks(Diffs, Deletions):
 
     def _collect(self, tx: Transaction) -> list[str]:
         known = set(tx.layers.view.by_id) | {broken.id for broken in tx.layers.view.broken}
-        removed = sorted(set(self.driver.layer_ids()) - known)
+        removed = sorted(set(self.driver.layer_ids()) - known - self.staged_ids())
         for layer_id in removed:
             with suppress(DriverLayerUnknown):
                 self.driver.remove(layer_id)

@@ -72,7 +72,8 @@ class Creations(AutomaticMappings):
         """Make a layer and fill it from a layer archive; ``PutLayer``.
 
         Args:
-            archive: a tar, plain or compressed, read to its end; the layers stay locked meanwhile.
+            archive: a tar, plain or compressed, read to its end. With drivers that copy in constant time no
+                lock is held meanwhile; with others the layers stay locked.
 
         Returns:
             the layer, and the sum of the sizes of its files in bytes.
@@ -81,7 +82,14 @@ class Creations(AutomaticMappings):
             those of :meth:`create_layer`; MalformedArchive, HostileArchive; BadValue if the archive
             has another digest than ``options`` say. Nothing was made then.
         """
-        return self._new_layer(id, parent, names, mount_label, writeable, options, archive)
+        if archive is None or options.template or not self.driver.capabilities.snapshots:
+            return self._new_layer(id, parent, names, mount_label, writeable, options, archive)
+        if id:
+            self.tables.layers.peek().check_free(check_id(id))
+        with self.prepare_staged_layer(
+            archive, parent=parent, mount_label=mount_label, options=options
+        ) as staged:
+            return self.apply_staged_layer(staged, id=id, names=names), staged.size
 
     def _new_layer(
         self,

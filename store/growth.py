@@ -92,9 +92,12 @@ class Growth(Queries):
             self._replace_orphan(layer.id)
             return self.grow_layer(draft, undo, layer, base, mappings, writeable, options)
         undo.callback(self.driver.remove, layer.id)
-        inherited = base.mappings if base is not None else IDMappings()
-        if not options.template and inherited != mappings and base is not None:
-            self.driver.update_id_map(layer.id, inherited, mappings)
+        return self.adjust_owners(layer, None if options.template else base, mappings)
+
+    def adjust_owners(self, layer: Layer, base: Layer | None, mappings: IDMappings) -> Layer:
+        """Rewrite the owners a tree has from ``base`` for ``mappings``; gives the record with these."""
+        if base is not None and base.mappings != mappings:
+            self.driver.update_id_map(layer.id, base.mappings, mappings)
         return replace(layer, uidmap=mappings.uids, gidmap=mappings.gids)
 
     def _replace_orphan(self, layer_id: str) -> None:

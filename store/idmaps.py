@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Final
 from drivers.idmap import IDMap, IDMappings
 from store import codec
 from store.errors import LayerUnknown, NoAvailableIDs
-from store.growth import Growth
 from store.idranges import Range, check_mappings, free_ranges, pack, subordinate_ids
 from store.ids import new_id
 from store.options import AutoUserNs, ContainerOptions, LayerOptions
 from store.records import Container, Image, Layer
+from store.staging import Staging
 
 if TYPE_CHECKING:
     from store.core import Transaction
@@ -30,7 +30,7 @@ _NOBODY: Final = 65534
 DEFAULT_AUTO_USER: Final = "containers"
 
 
-class AutomaticMappings(Growth):
+class AutomaticMappings(Staging):
     """How new layers and containers get their ID mappings."""
 
     def settle_mappings(

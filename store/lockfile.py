@@ -200,6 +200,18 @@ class LockFile:
             holders=holders,
         )
 
+    def held(self) -> bool:
+        """Whether anybody holds the lock now; false for a file that does not exist."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            answer = fcntl.fcntl(fd, F_OFD_GETLK, _flock(fcntl.F_WRLCK))
+        finally:
+            os.close(fd)
+        return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
     def holders(self) -> tuple[int, ...]:
         """Processes that hold the lock now, as the kernel shows them in ``/proc/PID/fdinfo``."""
         try:

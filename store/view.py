@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
+from store.errors import DuplicateID
 from store.records import Identified
 
 if TYPE_CHECKING:
@@ -59,6 +60,11 @@ class View(Generic[R]):
     def get(self, record_id: str) -> R | None:
         """The record of exactly this ID."""
         return self.by_id.get(record_id)
+
+    def check_free(self, record_id: str) -> None:
+        """Raise :class:`DuplicateID` if a record, also one that is broken, has the ID."""
+        if record_id in self.by_id or any(record_id == broken.id for broken in self.broken):
+            raise DuplicateID(f"the ID {record_id} is already in use")
 
     @property
     def names(self) -> dict[str, R]:
