@@ -18,6 +18,7 @@ import errno
 import logging
 import os
 import platform
+import stat
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -118,9 +119,12 @@ class BtrfsDriver(BtrfsChanges, Driver):
     def present(self, layer_id: str) -> Path:
         """The directory of a layer that exists; ``BadLayerID``, ``LayerUnknown``."""
         path = self.path_of(layer_id)
-        if not path.is_dir() or path.is_symlink():
-            raise LayerUnknown(f"layer {layer_id} has no subvolume at {path}")
-        return path
+        try:
+            if stat.S_ISDIR(os.lstat(path).st_mode):
+                return path
+        except FileNotFoundError:
+            pass
+        raise LayerUnknown(f"layer {layer_id} has no subvolume at {path}")
 
     # -- making and removing -----------------------------------------------------------------------
 
