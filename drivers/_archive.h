@@ -9,6 +9,8 @@
 
 /* CRC-64/ISO: seed with 0, chain by passing the last result. */
 uint64_t fsd_crc64(uint64_t crc, const uint8_t *data, size_t size);
+/* The same without special instructions, for comparison. */
+uint64_t fsd_crc64_by_table(uint64_t crc, const uint8_t *data, size_t size);
 
 /* -- marks on paths ------------------------------------------------------------------------- */
 

@@ -8,13 +8,15 @@ import hashlib
 import io
 import json
 import os
+import random
 import shutil
 from typing import TYPE_CHECKING
 
 import pytest
 
-from drivers import tarsplit, tarsplit_file
+from drivers import _archive, tarsplit, tarsplit_file
 from drivers.archive import apply_archive
+from drivers.archive_native import crc64
 from drivers.errors import HostileArchive, IntegrityError, MalformedArchive
 from drivers.limits import Limits
 from tests.support import tars
@@ -90,6 +92,25 @@ def test_tarsplit_kept_content_is_bounded(tmp_path: Path) -> None:
         record(tars.SPARSE["pax 1.0"], tmp_path / "a", limits=Limits(stored=100))
     with pytest.raises(HostileArchive, match="'a'"):
         record(entry(b"a", bytes(200)) + entry(b"a") + END, tmp_path / "b", limits=Limits(stored=100))
+
+
+def test_crc64_is_that_of_the_definition_at_every_length_and_split() -> None:
+    def bitwise(data: bytes) -> int:
+        crc = (1 << 64) - 1
+        for byte in data:
+            crc ^= byte
+            for _ in range(8):
+                crc = crc >> 1 ^ (0xD8 << 56 if crc & 1 else 0)
+        return crc ^ (1 << 64) - 1
+
+    data = random.Random(64).randbytes(700)
+    assert crc64(b"123456789") == 0xB90956C775A41001  # the catalogue's check value of CRC-64/GO-ISO
+    for size in (0, 1, 15, 16, 17, 63, 64, 255, 256, 257, 300, 511, 512, 600, 700):
+        want = bitwise(data[:size])
+        assert crc64(data[:size]) == want
+        assert _archive.lib.fsd_crc64_by_table(0, data[:size], size) == want
+        for cut in (0, 1, 13, 256, 299):
+            assert crc64(data[cut:size], crc64(data[: min(cut, size)])) == want
 
 
 # -- damage ------------------------------------------------------------------------------------
