@@ -198,6 +198,9 @@ class OverlayDriver(NaiveDiff, Driver):
             except BaseException:
                 (self.home / LINKS / link).unlink()
                 raise
+        # A record that says the layer exists is synced soon; the layer must not be the one to go missing.
+        with directory(self.home) as home:
+            os.fsync(home)
 
     def _build(self, made: Path, link: str, below: LayerPlace | None, creation: Creation) -> None:
         for name in (made, made / "diff", made / "work", made / "merged"):
@@ -439,8 +442,12 @@ def _check_storage_options(creation: Creation) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    path.write_text(text, "ascii" if text.isascii() else "utf-8")
-    path.chmod(0o644)
+    """Write and sync: a layer whose link came back empty after a power failure could not be mounted."""
+    with path.open("x", encoding="ascii") as file:
+        file.write(text)
+        os.fchmod(file.fileno(), 0o644)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _copy_attributes(source: Path, target: Path) -> None:
