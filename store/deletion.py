@@ -7,6 +7,7 @@ what a crash leaves is an unused layer, never a name without content.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -30,7 +31,12 @@ if TYPE_CHECKING:
 
 
 class Deletions(StoreCore):
-    """Removal methods of :class:`store.store.Store`."""
+    """Removal methods of :class:`store.store.Store`.
+
+    ``guard`` is asked about every object before anything goes, and raises to keep it (``store/pins.py``).
+    """
+
+    guard: Callable[[Container | Image | Layer], None] | None = None
 
     def delete(self, key: str) -> None:
         """Remove a container, image or layer without asking whether anything needs it; ``Delete``.
@@ -42,10 +48,13 @@ class Deletions(StoreCore):
         """
         with self._all() as tx:
             if (container := tx.containers.view.resolve(key)) is not None:
+                self.ask_guard(container)
                 self._drop_container(tx, container)
             elif (image := tx.images.view.resolve(key)) is not None:
+                self.ask_guard(image)
                 self._drop_image_record(tx, image)
             elif (layer := tx.layers.view.resolve(key)) is not None:
+                self.ask_guard(layer)
                 self._drop_layer(tx, layer)
             else:
                 raise LayerUnknown(f"nothing in the store is called {key!r}")
@@ -62,14 +71,27 @@ class Deletions(StoreCore):
             layer = tx.layers.view.resolve(key)
             if layer is None:
                 raise NotALayer(f"no layer is called {key!r}")
-            self._check_unused(tx, layer)
+            self.check_layer_unused(tx, layer)
             for image in tx.images.view.on_layer(layer.id):
                 kept = tuple(mapped for mapped in image.mapped_layers if mapped != layer.id)
                 tx.images.put(replace(image, mapped_layers=kept))
             tx.images.flush()
             self._drop_layer(tx, layer)
 
-    def _check_unused(self, tx: Transaction, layer: Layer) -> None:
+    def ask_guard(self, *doomed: Container | Image | Layer) -> None:
+        """Raise what the guard raises about one of ``doomed``; nothing without a guard."""
+        if self.guard is None:
+            return
+        for record in doomed:
+            self.guard(record)
+
+    def check_layer_unused(self, tx: Transaction, layer: Layer) -> None:
+        """Raise unless the layer may be removed.
+
+        Raises:
+            LayerHasChildren, LayerUsedByImage, LayerUsedByContainer, and what the guard raises
+        """
+        self.ask_guard(layer)
         for child in tx.layers.view.children(layer.id):
             raise LayerHasChildren(f"layer {layer.id} is the parent of layer {child.id}; remove that first")
         for image in tx.images.view.on_layer(layer.id):
@@ -98,15 +120,25 @@ class Deletions(StoreCore):
             image = tx.images.view.resolve(key)
             if image is None:
                 raise NotAnImage(f"no image is called {key!r}")
-            for container in tx.containers.view.of_image(image.id):
-                called = container.names[0] if container.names else container.id
-                raise ImageUsedByContainer(f"image {key} is used by container {called}; remove that first")
-            doomed = self._layers_only_in(tx, image)
+            doomed = self.check_image_unused(tx, image)
             if commit:
                 self._drop_image_record(tx, image)
                 for layer_id in doomed:
                     if (layer := tx.layers.get(layer_id)) is not None:
                         self._drop_layer(tx, layer)
+        return doomed
+
+    def check_image_unused(self, tx: Transaction, image: Image) -> list[str]:
+        """Raise unless the image may be removed; IDs of the layers that would go, in that order.
+
+        Raises:
+            ImageUsedByContainer, and what the guard raises about the image or one of the layers
+        """
+        for container in tx.containers.view.of_image(image.id):
+            image_name, called = (r.names[0] if r.names else r.id for r in (image, container))
+            raise ImageUsedByContainer(f"image {image_name} is used by container {called}; remove that first")
+        doomed = self._layers_only_in(tx, image)
+        self.ask_guard(image, *(layer for i in doomed if (layer := tx.layers.get(i)) is not None))
         return doomed
 
     def _layers_only_in(self, tx: Transaction, image: Image) -> list[str]:
@@ -139,11 +171,13 @@ class Deletions(StoreCore):
             container = tx.containers.view.resolve(key)
             if container is None:
                 raise NotAContainer(f"no container is called {key!r}")
+            self.ask_guard(container)
             self._drop_container(tx, container)
 
     def wipe(self) -> None:
         """Remove all containers, images and layers, newest first; ``Wipe``."""
         with self._all() as tx:
+            self.ask_guard(*tx.containers.view, *tx.images.view, *tx.layers.view)
             for container in reversed(tx.containers.view.records):
                 self._drop_container(tx, container)
             for image in reversed(tx.images.view.records):
@@ -169,6 +203,7 @@ class Deletions(StoreCore):
         tx.images.remove(image.id)
         tx.images.flush()
         remove_tree(self.table_directory("images") / image.id)
+        remove_tree(self.run_directory("images") / image.id)
 
     def _drop_layer(self, tx: Transaction, layer: Layer) -> None:
         mount = tx.layers.mounts.get(layer.id)

@@ -25,6 +25,7 @@ from store.errors import ContainerUnknown, InUse, Pinned, SnapshotUnknown
 from store.fill import FILL, end_fill
 from store.holders import Holder, holders
 from store.oci import NEW_LAYER, end_new_layer
+from store.pins import Pins
 from store.snapshots import RENAME, SnapshotTable, check_snapshot_name
 from store.state import STATE_FILE, Intent, Snapshot, State
 
@@ -71,6 +72,8 @@ class History:
         self.store = store
         self.policy = policy
         self.state = state or State(store.graphroot / STATE_FILE)
+        self.pins = Pins(self.state)
+        store.guard = self.pins.refuse
         self._guard = threading.Lock()
         self._locks: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
         self._deleted_ns: deque[int] = deque(maxlen=1000)
@@ -151,7 +154,7 @@ class History:
         container_id = self._container_id(container)
         with self._locked(container_id):
             snapshot = self.table.known(container_id, name)
-            _refuse_if_pinned(container_id, [snapshot])
+            refuse_if_pinned(container_id, [snapshot])
             self.table.drop(snapshot)
 
     def rename(self, container: str, old: str, new: str) -> Snapshot:
@@ -193,7 +196,7 @@ class History:
             before = self.table.free_name(found.id, "pre-rollback-")
             details = {"container": found.id, "before": before}
             with self.store.transaction(layers="w") as tables:
-                _refuse_if_held(found, tables.layers.mounts.view.count(found.layer), at_work)
+                refuse_if_held(found, tables.layers.mounts.view.count(found.layer), at_work)
                 with self.state.intent(ROLLBACK, details):
                     return self._restore(found, snapshot, before)
 
@@ -207,9 +210,9 @@ class History:
         """
         found = self.store.container(container)
         with self._locked(found.id):
-            _refuse_if_pinned(found.id, self._all(found.id))
+            refuse_if_pinned(found.id, self._all(found.id))
             at_work = holders(self.store.driver.path_of(found.layer))
-            _refuse_if_held(found, self.store.catalog().mount_count(found.layer), at_work)
+            refuse_if_held(found, self.store.catalog().mount_count(found.layer), at_work)
             with self.state.intent(DELETE, {"container": found.id}):
                 self.store.delete_container(found.id)
                 self._forget(found.id)
@@ -226,7 +229,7 @@ class History:
             snapshots = self._all(container_id)
             if not snapshots:
                 raise SnapshotUnknown(f"there are no snapshots of a container {container_id!r:.80}")
-            _refuse_if_pinned(container_id, snapshots)
+            refuse_if_pinned(container_id, snapshots)
             self._forget(container_id)
 
     # -- retention -----------------------------------------------------------------------------
@@ -367,7 +370,8 @@ class History:
         self.state.forget_container(container_id)
 
 
-def _refuse_if_held(container: Container, mounts: int, at_work: list[Holder]) -> None:
+def refuse_if_held(container: Container, mounts: int, at_work: list[Holder]) -> None:
+    """Raise :class:`InUse`, which names the first holders, if there are any."""
     if not mounts and not at_work:
         return
     who = [str(holder) for holder in at_work[:HOLDERS_NAMED]]
@@ -379,7 +383,8 @@ def _refuse_if_held(container: Container, mounts: int, at_work: list[Holder]) ->
     raise InUse(f"container {label} is in use: {', '.join(who)}; stop or unmount it, then try again")
 
 
-def _refuse_if_pinned(container_id: str, snapshots: Iterable[Snapshot]) -> None:
+def refuse_if_pinned(container_id: str, snapshots: Iterable[Snapshot]) -> None:
+    """Raise :class:`Pinned` if one of a container's snapshots is."""
     pinned = ", ".join(s.name for s in snapshots if s.pinned)
     if pinned:
         raise Pinned(f"pinned snapshots of container {container_id[:12]}: {pinned}; unpin them first")

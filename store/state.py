@@ -207,6 +207,11 @@ class State:
         rows = self._rows("SELECT key, value FROM settings WHERE object = ? ORDER BY key", [obj])
         return {row["key"]: row["value"] for row in rows}
 
+    def settings_of(self, key: str) -> dict[str, str]:
+        """The objects that have the setting ``key``, and its values."""
+        rows = self._rows("SELECT object, value FROM settings WHERE key = ? ORDER BY object", [key])
+        return {row["object"]: row["value"] for row in rows}
+
     def set_setting(self, obj: str, key: str, value: str | None) -> None:
         """Choose a value for an object; ``None`` returns to the default."""
         if value is None:
