@@ -5,7 +5,7 @@
     store.py        Store: the whole API, assembled from
       core.py         opening, tables, locks, transactions, catalog
       queries.py      lookups by ID, name, digest
-      creation.py     new layers, images, containers, on growth.py and idmaps.py
+      creation.py     new layers, images, containers, on growth.py, staging.py and idmaps.py
       deletion.py     removal and the rules that forbid it
       attributes.py   names, metadata, big data, private directories
       mounts.py       mount counts
@@ -16,7 +16,7 @@
     table.py  segment.py  view.py            records in JSON files under a lock, saved atomically
     lockfile.py     the lock protocol and its stamps
     records.py  codec.py                     records, and their JSON byte for byte
-    bigdata.py  names.py  ids.py  idranges.py  config.py  durable.py  errors.py
+    bigdata.py  names.py  ids.py  idranges.py  options.py  config.py  durable.py  errors.py
     history.py      snapshots of containers and going back to them, on
       snapshots.py  their copies and rows; holders.py who is at work; retention.py what may go
     state.py        fsd's own state, on state_db.py (SQLite) and state_schema.py (its columns)

@@ -17,7 +17,7 @@ from drivers.base import Creation
 from drivers.errors import LayerExists
 from drivers.errors import LayerUnknown as DriverLayerUnknown
 from store import codec
-from store.errors import ParentUnknown
+from store.errors import LockTimeout, ParentUnknown
 from store.growth import Growth
 from store.ids import check_id, new_id
 from store.lockfile import LockFile
@@ -80,9 +80,7 @@ class Staging(Growth):
         )
         mappings = self.layer_mappings(options, base)
         with ExitStack() as resources:
-            path = self._staging_path(layer.id)
-            resources.callback(path.unlink, missing_ok=True)
-            resources.enter_context(LockFile(path).writing())
+            self._lock_staging(layer.id, resources)
             how = Creation(mount_label=mount_label, storage_opts=options.storage_opts, mappings=mappings)
             try:
                 self.driver.create(layer.id, layer.parent or None, how)
@@ -160,17 +158,35 @@ class Staging(Growth):
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return directory / f"{_PREFIX}{layer_id}"
 
+    def _lock_staging(self, layer_id: str, resources: ExitStack) -> None:
+        """Hold the staging lock of that ID until ``resources`` close."""
+        path = self._staging_path(layer_id)
+        while True:
+            with ExitStack() as attempt:
+                attempt.enter_context(LockFile(path).writing(self.options.lock_timeout))
+                if path.exists():  # else a cleaner took the file away before it was locked
+                    resources.enter_context(attempt.pop_all())
+                    resources.callback(path.unlink, missing_ok=True)
+                    return
+
     def staged_ids(self) -> set[str]:
         """IDs of trees in the driver that somebody is filling right now."""
         paths = self.run_directory("locks").glob(f"{_PREFIX}*")
         return {path.name.removeprefix(_PREFIX) for path in paths if LockFile(path).held()}
+
+    def clean_incomplete(self, *, wait: bool = True) -> list[str]:
+        """Remove layers flagged incomplete, and what killed processes left staged; see the base class."""
+        removed = super().clean_incomplete(wait=wait)
+        return removed if self.read_only else removed + self.clean_staging()
 
     def clean_staging(self) -> list[str]:
         """Remove what killed processes left staged; gives the IDs of the trees."""
         removed = []
         for path in self.run_directory("locks").glob(f"{_PREFIX}*"):
             layer_id = path.name.removeprefix(_PREFIX)
-            if not LockFile(path).held() and self.tables.layers.peek().get(layer_id) is None:
+            if LockFile(path).held():
+                continue
+            with suppress(LockTimeout), LockFile(path).writing(0.0):
                 self._remove_tree(layer_id)
                 self.tar_split_path(layer_id).unlink(missing_ok=True)
                 path.unlink(missing_ok=True)

@@ -85,6 +85,20 @@ def test_open_makes_private_directories_and_empty_locks(store):
     assert (store.layers(), store.images(), store.containers()) == ([], [], [])
 
 
+def test_status_is_the_drivers_and_version_says_nothing(store):
+    assert store.status() == store.driver.status()
+    assert ("Library Version" in dict(store.status())) or store.status()
+    assert store.version() == []
+
+
+def test_lazy_store_reads_without_opening_the_driver(store, options):
+    layer = store.create_layer(names=["x1"])
+    with Store(options, lazy=True) as other:
+        assert other.layer("x1") == layer
+        assert other._driver is None
+        assert other.driver.exists(layer.id)
+
+
 def test_open_without_graphroot_is_refused():
     with pytest.raises(IncompleteOptions):
         Store(StoreOptions(runroot="/run/nowhere"))

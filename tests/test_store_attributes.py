@@ -12,6 +12,7 @@ from store.config import StoreOptions
 from store.errors import (
     BadBigDataKey,
     BadName,
+    BadValue,
     BigDataUnknown,
     NotAnID,
 )
@@ -158,3 +159,23 @@ def test_private_directory_files_stay_inside(store):
     for bad in ("../x", "/x", ""):
         with pytest.raises(BadName):
             store.set_container_directory_file(container.id, bad, b"")
+
+
+def test_image_directories_are_private_and_go_with_the_image(store):
+    image = store.create_image(names=["img"])
+    persistent, run = store.image_directory("img"), store.image_run_directory("img")
+    assert persistent == store.graphroot / "btrfs-images" / image.id / "userdata"
+    assert {path.stat().st_mode & 0o777 for path in (persistent, run)} == {0o700}
+    store.delete_image("img")
+    assert not persistent.exists()
+    assert not run.parent.exists()
+
+
+def test_digest_lock_is_where_other_tools_look(store):
+    digest = "sha256:" + "a" * 64
+    with store.digest_lock(digest).writing(1):
+        assert (store.runroot / "btrfs-locks" / digest).exists()
+        assert store.digest_lock(digest).held()
+    assert not store.digest_lock(digest).held()
+    with pytest.raises(BadValue):
+        store.digest_lock("../escape")

@@ -58,7 +58,8 @@ def test_collectors_leave_staged_layers_alone(store):
         assert store.garbage_collect() == []
         assert store.clean_staging() == []
         assert trees(store) == {staged.layer.id}
-    assert trees(store) == set()
+        store.cleanup_staged_layer(staged)
+        assert trees(store) == set()
     assert [p.name for p in store.table_directory("layers").iterdir()] == ["layers.lock"]
 
 
@@ -101,7 +102,7 @@ def test_slow_archive_keeps_nobody_waiting(store):
     assert store.layer("slow") == made[0]
 
 
-def test_what_a_killed_process_left_staged_goes_with_the_next_one(store):
+def test_what_a_killed_process_left_staged_goes_at_the_next_open(store):
     program = """
         import os, signal, sys
         from store.config import StoreOptions
@@ -114,6 +115,6 @@ def test_what_a_killed_process_left_staged_goes_with_the_next_one(store):
     assert subprocess.run(argv, cwd=ROOT, check=False).returncode == -signal.SIGKILL
     assert len(trees(store)) == 1
     assert store.staged_ids() == set()
-    layer, _ = store.put_layer(archive())
-    assert trees(store) == {layer.id}
+    Store(store.options)
+    assert trees(store) == set()
     assert store.check() == []

@@ -231,6 +231,14 @@ def test_many_threads_on_one_store(store):
     assert len(subvolumes(store)) == 1
 
 
+def test_table_of_contents_digest_of_newer_tools_is_found(store):
+    layer = store.create_layer()
+    edit(store, "layers", lambda records: records[0].update({"toc-digest": "sha256:t"}))
+    assert [i.id for i in store.layers_by_toc_digest("sha256:t")] == [layer.id]
+    with pytest.raises(LayerUnknown):
+        store.layers_by_toc_digest("sha256:u")
+
+
 def test_mount_point_records_of_unknown_layers_are_dropped(store):
     draft = [MountPoint(id=UNUSED_ID, path="/nowhere", count=3)]
     path = store.runroot / "btrfs-layers" / "mountpoints.json"
