@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO, ClassVar
 
-from drivers.errors import BadLayerID, NotSupported
+from drivers.errors import BadLayerID, LayerUnknown, NotSupported
 from drivers.idmap import IDMappings
 
 if TYPE_CHECKING:
@@ -197,6 +197,34 @@ class Snapshots(ABC):
         """
 
 
+class Aside(ABC):
+    """Layers set aside: no longer layers, out of the sight of other tools, and as they were.
+
+    A ``key`` is two components joined by ``/``: a group, and the ID of the layer. All calls but
+    :meth:`discard` are a rename, atomic and constant time in the size of the layer.
+    """
+
+    @abstractmethod
+    def put(self, layer_id: str, key: str) -> None:
+        """Set a layer aside; ``LayerUnknown``, ``LayerMounted``, ``LayerExists`` (the key)."""
+
+    @abstractmethod
+    def take_back(self, key: str, layer_id: str) -> None:
+        """Make what was set aside the layer ``layer_id``; ``LayerUnknown`` (the key), ``LayerExists``."""
+
+    @abstractmethod
+    def discard(self, key: str) -> None:
+        """Delete what was set aside; ``LayerUnknown``."""
+
+    @abstractmethod
+    def keys(self) -> Iterator[str]:
+        """Every key, in no particular order."""
+
+    @abstractmethod
+    def path(self, key: str) -> Path:
+        """Directory of the content; the key need not exist. ``BadLayerID``."""
+
+
 class Driver(ABC):
     """One graph driver over its home directory ``<graphroot>/<name>``.
 
@@ -326,6 +354,22 @@ class Driver(ABC):
     def snapshots(self) -> Snapshots:
         """The driver's snapshots; ``NotSupported`` without the capability."""
         raise NotSupported(f"driver {self.name} keeps no snapshots")
+
+    def aside(self) -> Aside:
+        """Where the driver sets layers aside; ``NotSupported`` without the capability ``snapshots``."""
+        raise NotSupported(f"driver {self.name} cannot set layers aside")
+
+    def born_ns(self, layer_id: str) -> int:
+        """When the layer was made, in nanoseconds since the epoch; at least, since when it did not change.
+
+        Raises:
+            LayerUnknown, BadLayerID
+        """
+        try:
+            status = self.path_of(layer_id).stat()
+        except FileNotFoundError:
+            raise LayerUnknown(f"driver {self.name} holds no layer {layer_id}") from None
+        return min(status.st_ctime_ns, status.st_mtime_ns)
 
     # -- differences ---------------------------------------------------------------------------
 

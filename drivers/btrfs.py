@@ -5,6 +5,7 @@ Layout below ``home`` (FORMAT 1.2; ``fsd`` is ours, beside what other tools mana
     subvolumes/<id>      a layer, always writable
     quotas/<id>          decimal bytes of a layer's limit, where one was asked for
     fsd/snapshots/<key>  read-only snapshots
+    fsd/aside/<key>      layers set aside
     fsd/tmp/<name>       copies on their way to a name; a crash's are removed at the next open
     fsd/mapped/<name>    mount points of idmapped views
 
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from drivers import btrfs_ioctl, selinux, syscalls
 from drivers.base import DEFAULT_CREATION, DEFAULT_MOUNT, Capabilities, Driver, check_layer_id
+from drivers.btrfs_aside import BtrfsAside
 from drivers.btrfs_changes import BtrfsChanges
 from drivers.btrfs_quota import Quotas
 from drivers.btrfs_removal import destroy_tree
@@ -323,6 +325,17 @@ class BtrfsDriver(BtrfsChanges, Driver):
     def snapshots(self) -> BtrfsSnapshots:
         """The snapshots below ``fsd/snapshots``."""
         return self._snapshots
+
+    def aside(self) -> BtrfsAside:
+        """The layers below ``fsd/aside``."""
+        return BtrfsAside(self)
+
+    def born_ns(self, layer_id: str) -> int:
+        """When the layer's subvolume was made."""
+        path = self.present(layer_id)
+        if not btrfs_ioctl.is_subvolume(path):
+            return super().born_ns(layer_id)
+        return btrfs_ioctl.subvolume_info(path).created_ns
 
 
 def _require_btrfs(home: Path) -> None:
