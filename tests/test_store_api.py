@@ -34,7 +34,8 @@ def test_every_public_method_is_in_the_table():
     members = inspect.getmembers(Store, inspect.isfunction)
     public = {name for name, _ in members if not name.startswith("_")}
     internal = {
-        "add_layer_data", "adjust_owners", "can_shift", "catalog", "clean_incomplete", "clean_staging",
+        "add_layer_data", "adjust_owners", "ask_guard", "can_shift", "catalog", "check_image_unused",
+        "check_layer_unused", "clean_incomplete", "clean_staging",
         "discard_layer", "fill_layer", "grow_layer", "has_file", "image_layer_for", "layer_mappings",
         "layer_of", "layer_path", "layer_views", "mounts_now", "object_of", "parent_layer", "run_directory",
         "settle_mappings", "staged_ids", "table_directory", "tar_split_path", "tar_split_paths",
