@@ -29,7 +29,7 @@ from drivers.base import DEFAULT_CREATION, DEFAULT_MOUNT, Capabilities, Driver, 
 from drivers.btrfs_aside import BtrfsAside
 from drivers.btrfs_changes import BtrfsChanges
 from drivers.btrfs_quota import Quotas
-from drivers.btrfs_removal import destroy_tree
+from drivers.btrfs_removal import Remover, destroy_tree
 from drivers.btrfs_snapshots import BtrfsSnapshots
 from drivers.btrfs_usage import Usage
 from drivers.errors import (
@@ -80,6 +80,7 @@ class BtrfsDriver(BtrfsChanges, Driver):
         if min_space or self._default_size:
             self.quotas.enable()
         self.usage = Usage(self.quotas)
+        self._remover = Remover(self.quotas)
         self._views = MappedViews(home / "fsd" / "mapped")
         self._views.sweep()
         self._snapshots = BtrfsSnapshots(self)
@@ -219,11 +220,13 @@ class BtrfsDriver(BtrfsChanges, Driver):
         """Destroy the layer's subvolume, those nested in it, and then its qgroup.
 
         A disk quota or missing privilege does not keep a layer alive: where the ioctl is refused the
-        content is deleted file by file.
+        content is deleted file by file. The layer is gone on return; the kernel may still be at work.
         """
         path = self.idle(layer_id)
-        with self.quotas.removing(path):
-            destroy_tree(path)
+        try:
+            self._remover.remove(path, self.scratch_path())
+        except FileNotFoundError:
+            raise LayerUnknown(f"layer {layer_id} has no subvolume at {path}") from None
         self.quotas.forget(layer_id)
         self.usage.forget(layer_id)
 
@@ -304,8 +307,13 @@ class BtrfsDriver(BtrfsChanges, Driver):
         """Limit the layer to ``size`` bytes; 0 lifts the limit. Switches quotas on when it must."""
         self.quotas.set_limit(layer_id, self.present(layer_id), size)
 
+    def finish_removals(self) -> None:
+        """Wait until the subvolumes of removed layers are destroyed (their space may return later)."""
+        self._remover.wait()
+
     def cleanup(self) -> None:
         """Unmount idmapped views and the private bind mount of the home directory."""
+        self.finish_removals()
         self._views.close_all()
         self.quotas.reap()
         try:

@@ -132,6 +132,34 @@ def test_subvolume_deleted_by_btrfs_progs_is_unknown(driver: BtrfsDriver) -> Non
             call("layer")
 
 
+def test_removed_layer_is_gone_from_disk_when_removals_are_finished(driver: BtrfsDriver) -> None:
+    driver.create("base")
+    root = driver.present("base")
+    for number in range(6000):
+        (root / f"{number}").write_bytes(b"cached")
+    driver.remove("base")
+    assert not root.exists()
+    driver.create("base")
+    driver.finish_removals()
+    assert list(driver.scratch.iterdir()) == []
+
+
+def test_layer_the_kernel_will_not_destroy_stays_in_its_place(driver: BtrfsDriver) -> None:
+    """The default subvolume of a filesystem cannot be destroyed."""
+    driver.create("layer")
+    (driver.present("layer") / "file").touch()
+    identifier = btrfs_ioctl.subvolume_id(driver.present("layer"))
+    run("btrfs", "subvolume", "set-default", str(identifier), driver.home)
+    try:
+        with pytest.raises(OSError, match="SNAP_DESTROY") as caught:
+            driver.remove("layer")
+        assert caught.value.errno == errno.EPERM
+        assert (driver.present("layer") / "file").exists()
+    finally:
+        run("btrfs", "subvolume", "set-default", "5", driver.home)
+    driver.remove("layer")
+
+
 UNPRIVILEGED = """
     from pathlib import Path
     from drivers import btrfs_ioctl
@@ -401,6 +429,7 @@ def test_ownership_by_extents_tells_own_from_shared(driver: BtrfsDriver) -> None
     found = driver.ownership("child")
     assert (found.exclusive, found.shared, found.method) == (2 << 20, 1 << 20, "extents")
     driver.remove("base")
+    driver.finish_removals()
     btrfs_ioctl.wait_cleaned(driver.home)
     assert driver.ownership("child").exclusive == 3 << 20
 

@@ -240,6 +240,7 @@ def test_200_rounds_leave_no_stale_qgroup(driver: BtrfsDriver, point: Path) -> N
             driver.snapshots().restore(f"{number}/s", f"{number}")
             driver.snapshots().remove(f"{number}/s")
         driver.remove(f"{number}")
+    driver.finish_removals()
     btrfs_ioctl.wait_cleaned(point)
     driver.quotas.reap()
     btrfs_ioctl.sync(point)
@@ -257,11 +258,13 @@ def test_parent_removed_before_its_child_leaves_its_qgroup_only_while_it_counts(
         driver.create("child", "base")
         base = btrfs_ioctl.subvolume_id(driver.present("base"))
         driver.remove("base")
+        driver.finish_removals()
         btrfs_ioctl.wait_cleaned(point)
         driver.quotas.reap()
         assert driver.quotas.stale() == [base]
         assert driver.quotas.reap_stale() == [base]
         driver.remove("child")
+        driver.finish_removals()
         btrfs_ioctl.wait_cleaned(point)
         driver.quotas.reap()
         btrfs_ioctl.sync(point)
