@@ -30,6 +30,8 @@ _GRACE = 0.02
 """Seconds a removal waits for the ioctl before it leaves it to a thread."""
 _MANY = 4000
 """Inodes the kernel evicts in some 40 ms."""
+_OWN_TREE = 0
+"""Stands for the tree of the subvolume that is asked (btrfs_ioctl_search_key)."""
 _REFUSED = (errno.EPERM, errno.EACCES, errno.EROFS)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -73,7 +75,7 @@ class Remover:
             FileNotFoundError: there is nothing at ``path``.
             OSError: the kernel refuses; the layer is where it was.
         """
-        if _inodes_at_most(path) < _MANY:
+        if not _is_large(path):
             self._destroy(path)
             return
         try:
@@ -114,18 +116,16 @@ class Remover:
             _log.warning("a removed layer stays on disk until the next start: %s", error)
 
 
-def _inodes_at_most(path: Path) -> int:
-    """A bound on the inodes of a subvolume: their numbers only grow, so that of a new file tells."""
+def _is_large(path: Path) -> bool:
+    """Whether the subvolume may hold many inodes: their numbers only grow, so a high one tells.
+
+    True too where the tree may not be searched.
+    """
+    high = btrfs_tree.Range(tree=_OWN_TREE, objectids=(btrfs_ioctl.ROOT_INODE + _MANY, btrfs_tree.LAST_FREE))
     try:
-        fd = os.open(path, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    except FileNotFoundError:
-        raise
-    except OSError:
-        return _MANY
-    try:
-        return os.fstat(fd).st_ino - btrfs_ioctl.ROOT_INODE
-    finally:
-        os.close(fd)
+        return next(btrfs_tree.tree_search(path, high, buffer_size=4096), None) is not None
+    except btrfs_ioctl.BtrfsError:
+        return True
 
 
 def _destroy_nested(path: Path) -> None:
