@@ -151,8 +151,8 @@ def explain(exc: BaseException, operation: str) -> tuple[int, str]:
     if number is None:
         log.error("unforeseen failure in %s", operation, exc_info=exc)
         return errno.EIO, f"internal error: {type(exc).__name__}: {exc}"
-    if isinstance(exc, OSError) and not exc.strerror:
-        return number, str(exc) or os.strerror(number)
+    if isinstance(exc, OSError):
+        return number, exc.strerror or str(exc) or os.strerror(number)
     return number, str(exc)
 
 

@@ -9,6 +9,7 @@ process (podman) made the change.
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -96,7 +97,7 @@ class Live:
             return before
         now = Now(catalog, {table: _places(catalog, table) for table in TABLES})
         for table in TABLES:
-            moment = catalog.changed_ns(table)
+            moment = catalog.changed_ns(table) or time.time_ns()  # no file yet: an empty table, new now
             self._note_listings(before, now, table, moment)
             if before is not None:
                 self._note_records(before, now, table, moment)

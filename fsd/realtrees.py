@@ -87,7 +87,7 @@ class RealTrees:
         if not first & REAL_TREES:
             return place(first)
         spec = self._views.spec_of(first)
-        return (spec.key if spec else f"inode {first}"), InodeT(first), 0, 0
+        return (spec.shown or spec.key if spec else f"inode {first}"), InodeT(first), 0, 0
 
     def _explain(self, name: str, args: tuple[Any, ...]) -> None:
         spec = self._views.spec_of(args[0])

@@ -140,6 +140,7 @@ def layer_view(layer: LayerSubject) -> ViewSpec:
     """A layer's content, read-only."""
     return ViewSpec(
         key=f"layers/{layer.id}",
+        shown=f"{layer.path}/rootfs",
         layer_id=layer.id,
         read_only=True,
         refusal="layers cannot be written here; fill a container from this layer and write there",
@@ -237,6 +238,7 @@ def image_view(image: ImageSubject) -> ViewSpec:
     """An image's content, read-only."""
     return ViewSpec(
         key=f"images/{image.id}",
+        shown=f"{image.path}/rootfs",
         layer_id=image.record.layer,
         read_only=True,
         refusal="images cannot be written; mkdir a container, fill it 'from' this image and write there",
@@ -258,6 +260,7 @@ def container_view(container: ContainerSubject) -> ViewSpec:
     """A container's content, writable."""
     return ViewSpec(
         key=f"containers/{container.id}",
+        shown=f"{container.path}/rootfs",
         owner=f"containers:{container.id}",
         layer_id=container.record.layer,
         read_only=False,
@@ -291,6 +294,7 @@ def userdata_view(container: ContainerSubject) -> ViewSpec:
     """The persistent private directory, writable; writes there take no snapshot."""
     return ViewSpec(
         key=f"userdata/{container.id}",
+        shown=f"{container.path}/userdata",
         owner=f"containers:{container.id}",
         directory=userdata_path(container),
         read_only=False,
@@ -301,6 +305,7 @@ def rundata_view(container: ContainerSubject) -> ViewSpec:
     """The run-time private directory, writable; writes there take no snapshot."""
     return ViewSpec(
         key=f"rundata/{container.id}",
+        shown=f"{container.path}/rundata",
         owner=f"containers:{container.id}",
         directory=rundata_path(container),
         read_only=False,
@@ -330,6 +335,7 @@ def snapshot_view(part: PartSubject) -> ViewSpec:
     history = part.site.history
     return ViewSpec(
         key=f"snapshots/{part.owner.id}/{part.name}",
+        shown=f"{part.owner.path}/snapshots/{part.name}/rootfs",
         directory=history.path(container_of(part).id, part.name),
         read_only=True,
         refusal="snapshots never change; fill a container 'from' it, or roll back to it",

@@ -38,6 +38,8 @@ class ViewSpec:
     layer_id: str = ""
     directory: Path | None = None
     container: str = ""
+    shown: str = ""
+    """Where in the tree it is shown, for messages; the key if empty."""
     owner: str = ""
     """Key of the object's node, as ``containers:<id>``."""
     refusal: str = ""
