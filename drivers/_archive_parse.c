@@ -368,29 +368,36 @@ int fsd_parse(const uint8_t *data, size_t size, size_t pad, struct entry *e)
 static int put_base64(struct buffer *b, const uint8_t *data, size_t size)
 {
     static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    static const uint8_t zeros[12];
     char chunk[1024];
     size_t used = 0;
 
-    for (; size >= 3; data += 3, size -= 3) {
-        uint32_t v = (uint32_t)data[0] << 16 | (uint32_t)data[1] << 8 | data[2];
+    while (size) {
+        size_t taken = size < 3 ? size : 3;
+        uint32_t v = (uint32_t)data[0] << 16;
 
-        chunk[used++] = digits[v >> 18];
-        chunk[used++] = digits[v >> 12 & 63];
-        chunk[used++] = digits[v >> 6 & 63];
-        chunk[used++] = digits[v & 63];
-        if (used == sizeof chunk) {
+        if (used + 16 > sizeof chunk) {
             if (fsd_put(b, chunk, used) < 0)
                 return -1;
             used = 0;
         }
-    }
-    if (size) {
-        uint32_t v = (uint32_t)data[0] << 16 | (size > 1 ? (uint32_t)data[1] << 8 : 0);
-
+        if (size >= sizeof zeros && !memcmp(data, zeros, sizeof zeros)) { /* most of a header */
+            memset(chunk + used, 'A', 16);
+            used += 16;
+            data += sizeof zeros;
+            size -= sizeof zeros;
+            continue;
+        }
+        if (taken > 1)
+            v |= (uint32_t)data[1] << 8;
+        if (taken > 2)
+            v |= data[2];
         chunk[used++] = digits[v >> 18];
         chunk[used++] = digits[v >> 12 & 63];
-        chunk[used++] = size > 1 ? digits[v >> 6 & 63] : '=';
-        chunk[used++] = '=';
+        chunk[used++] = taken > 1 ? digits[v >> 6 & 63] : '=';
+        chunk[used++] = taken > 2 ? digits[v & 63] : '=';
+        data += taken;
+        size -= taken;
     }
     return fsd_put(b, chunk, used);
 }
