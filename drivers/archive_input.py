@@ -7,10 +7,9 @@ processors the digests and the decompression cost the unpacking next to nothing.
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections import deque
 from typing import TYPE_CHECKING, BinaryIO
 
+from drivers.ahead import Ahead
 from drivers.base import Compression
 from drivers.compress import MAGIC_SIZE, PIECE, decompress, detect
 from drivers.errors import HostileArchive, MalformedArchive
@@ -19,11 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from drivers.limits import Limits
-
-_AHEAD = 4
-"""Pieces read ahead of the consumer."""
-_JOIN_SECONDS = 10.0
-"""How long an abandoned reader may take over a blocked ``read`` before it is left behind."""
 
 
 class Meter:
@@ -45,9 +39,9 @@ class Meter:
 
 
 class ArchiveInput:
-    """Pieces of the uncompressed archive, in order; iterate once, then read the results.
+    """Pieces of the uncompressed archive, in order; take them all, then read the results.
 
-    Raises (while iterating):
+    Raises (from :meth:`next`):
         MalformedArchive: the compressed stream is damaged or truncated.
         HostileArchive: it expands beyond ``limits``.
     """
@@ -55,51 +49,21 @@ class ArchiveInput:
     def __init__(self, stream: BinaryIO, limits: Limits) -> None:
         self._stream = stream
         self._limits = limits
-        self._ready: deque[bytes] = deque()
-        self._changed = threading.Condition()
-        self._finished = False
-        self._abandoned = False
-        self._error: BaseException | None = None
         self.compression = Compression.NONE
         self.given = Meter()
         self.plain = self.given
-        self._thread = threading.Thread(target=self._run, name="archive-input", daemon=True)
-        self._thread.start()
+        self._ahead = Ahead(self._pieces(), "archive-input")
+        self.next = self._ahead.next
 
     def __enter__(self) -> ArchiveInput:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop reading ahead; a reader blocked in ``read`` is waited for only so long."""
-        with self._changed:
-            self._abandoned = True
-            self._changed.notify_all()
-        self._thread.join(_JOIN_SECONDS)
+        self._ahead.close()
 
-    def next(self) -> bytes:
-        """The next piece; ``b""`` at the end."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._ready or self._finished)
-            if self._ready:
-                piece = self._ready.popleft()
-                self._changed.notify_all()
-                return piece
-            if self._error is not None:
-                raise self._error
-            return b""
+    # -- in the reading thread -----------------------------------------------------------------------
 
-    # -- the reading thread ----------------------------------------------------------------------
-
-    def _run(self) -> None:
-        try:
-            self._read()
-        except BaseException as error:  # handed to the consumer, whatever it is
-            self._error = error
-        with self._changed:
-            self._finished = True
-            self._changed.notify_all()
-
-    def _read(self) -> None:
+    def _pieces(self) -> Iterator[bytes]:
         head = self._head()
         self.compression = detect(head)
         if self.compression is Compression.NONE:
@@ -111,8 +75,7 @@ class ArchiveInput:
             if self.plain is not self.given:
                 self.plain.add(piece)
             self._check()
-            if not self._put(piece):
-                return
+            yield piece
 
     def _head(self) -> bytes:
         head = b""
@@ -133,13 +96,6 @@ class ArchiveInput:
             raise HostileArchive(f"the archive holds more than {limits.size} bytes")
         if size > limits.ratio_floor and size > limits.ratio * self.given.size:
             raise HostileArchive(f"the archive expands more than {limits.ratio} times: {size} bytes so far")
-
-    def _put(self, piece: bytes) -> bool:
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._ready) < _AHEAD or self._abandoned)
-            self._ready.append(piece)
-            self._changed.notify_all()
-            return not self._abandoned
 
 
 class Window:

@@ -72,8 +72,13 @@ class SeekableDiff:
     # -- index ---------------------------------------------------------------------------------------
 
     def _build(self, lines: BinaryIO) -> int:
-        native, buffer = Indexing(2 * _PIECE), LineBuffer(lines)
         self._end, self._spooled, self._sparse = 0, 0, False
+        with LineBuffer(lines) as buffer:
+            self._read(Indexing(2 * _PIECE), buffer)
+        self._spool.flush()
+        return self._end
+
+    def _read(self, native: Indexing, buffer: LineBuffer) -> None:
         more = True
         while more or buffer.at < len(buffer.text):
             consumed, found, data = native.run(buffer.text, buffer.at)
@@ -86,8 +91,6 @@ class SeekableDiff:
                 more = buffer.fill()
             else:
                 self._add_line(buffer.last())
-        self._spool.flush()
-        return self._end
 
     def _add_line(self, line: bytes) -> None:
         if line.strip():

@@ -17,6 +17,7 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
+from drivers.ahead import Ahead, run_ahead
 from drivers.archive_native import Reassembly, crc64
 from drivers.compress import reader_of
 from drivers.confine import Root
@@ -24,7 +25,7 @@ from drivers.errors import IntegrityError, MalformedArchive
 from drivers.tarformat import clamp_name, show
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
     from pathlib import Path
 
     from drivers.tarindex import SeekableDiff
@@ -118,17 +119,23 @@ def parse_line(line: bytes) -> Piece:
 
 
 class LineBuffer:
-    """Whole lines of a stream, a large piece of text at a time."""
+    """Whole lines of a stream, a large piece of text at a time; ``lines`` is read in another thread."""
 
     def __init__(self, lines: BinaryIO) -> None:
-        self._lines = lines
+        self._ahead = Ahead(iter(lambda: lines.read(_CHUNK), b""), "tar-split-input")
         self.text = b""
         self.at = 0
+
+    def __enter__(self) -> LineBuffer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ahead.close()
 
     def fill(self) -> bool:
         """Read on; false at the end, where the last line may lack its newline."""
         try:
-            chunk = self._lines.read(_CHUNK)
+            chunk = self._ahead.next()
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise MalformedArchive(f"the tar-split file is damaged or truncated: {error}") from error
         if len(self.text) - self.at > _LINE_MAX:
@@ -185,14 +192,14 @@ def assemble(lines: BinaryIO, root: int | Path) -> BinaryIO:
         IntegrityError: a file is missing, is of another size, or its content does not match.
         MalformedArchive: the tar-split itself is damaged.
     """
-    return reader_of(_assemble(lines, Root(root)))
+    tree = Root(root)
+    return reader_of(run_ahead(_assemble(lines, tree), "tar-split-assemble"), tree.close)
 
 
-def _assemble(lines: BinaryIO, root: Root) -> Iterator[bytes]:
+def _assemble(lines: BinaryIO, root: Root) -> Generator[bytes, None, None]:
     """Plain lines are compiled code's; one that it leaves, and every error, is handled here."""
-    with root:
+    with LineBuffer(lines) as buffer:
         native = Reassembly(root.fd, _PIECE)
-        buffer = LineBuffer(lines)
         more = True
         while more or buffer.at < len(buffer.text):
             result = native.run(buffer.text, buffer.at)

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import shutil
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -111,6 +112,18 @@ def test_crc64_is_that_of_the_definition_at_every_length_and_split() -> None:
         assert _archive.lib.fsd_crc64_by_table(0, data[:size], size) == want
         for cut in (0, 1, 13, 256, 299):
             assert crc64(data[cut:size], crc64(data[: min(cut, size)])) == want
+
+
+def test_tarsplit_closing_unread_or_early_releases_everything(tmp_path: Path) -> None:
+    tree = tmp_path / "t"
+    lines = record(b"".join(entry(b"f%d" % n, bytes(100_000)) for n in range(100)) + END, tree)
+    before, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+    for size in (0, 1, 3_000_000):
+        stream = tarsplit.assemble(io.BytesIO(lines), tree)
+        assert len(stream.read(size)) == size
+        stream.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert threading.active_count() == threads
 
 
 # -- damage ------------------------------------------------------------------------------------
