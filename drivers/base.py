@@ -24,7 +24,8 @@ from drivers.errors import BadLayerID, LayerUnknown, NotSupported
 from drivers.idmap import IDMappings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
 NAME_MAX = 255
@@ -112,6 +113,21 @@ class Ownership:
     exclusive: int
     shared: int
     method: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """What one tree changes against another, while both stay as they were.
+
+    Attributes:
+        changes: sorted by path; all ADDED without an older tree.
+        archive: opens an uncompressed tar of the changes, as often as wanted.
+        archive_size: bytes of that archive, from the files' attributes alone.
+    """
+
+    changes: Sequence[Change]
+    archive: Callable[[], BinaryIO]
+    archive_size: Callable[[], int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -402,6 +418,29 @@ class Driver(ABC):
         parent_mappings: IDMappings | None = None,
     ) -> int:
         """Bytes of file content that :meth:`diff` would carry."""
+
+    @abstractmethod
+    def compared(
+        self,
+        new: Path,
+        old: Path | None,
+        mappings: IDMappings | None = None,
+        old_mappings: IDMappings | None = None,
+    ) -> AbstractContextManager[Compared]:
+        """Compare two trees of this driver, layers (mounted) or snapshots, by their directories.
+
+        Where the driver can, the result speaks of one point in time until the context is left.
+
+        Raises:
+            OSError
+        """
+
+    def is_untouched(self, layer_id: str, parent: str) -> bool:
+        """Whether the layer is known, without any comparison, to be as it was copied from ``parent``.
+
+        Constant time; false where that cannot be told.
+        """
+        return False
 
     @abstractmethod
     def apply_diff(

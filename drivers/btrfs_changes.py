@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from drivers.base import Change
+    from drivers.base import Change, Compared
     from drivers.btrfs_quota import Quotas
     from drivers.idmap import IDMappings
 
@@ -218,6 +218,34 @@ class BtrfsChanges(NaiveDiff):
         return super().diff(layer_id, parent, mappings, parent_mappings)
 
     @contextmanager
+    def compared(
+        self,
+        new: Path,
+        old: Path | None,
+        mappings: IDMappings | None = None,
+        old_mappings: IDMappings | None = None,
+    ) -> Iterator[Compared]:
+        """Compare read-only copies of two trees; see :meth:`drivers.base.Driver.compared`."""
+        with ExitStack() as copies:
+            owners = Owners(mappings, old_mappings)
+            pair = None if old is None else self._pair_of(copies, new, old, owners)
+            if pair is not None:
+                yield self.comparison(pair.root, pair.changes(), mappings)
+                return
+            with super().compared(new, old, mappings, old_mappings) as found:
+                yield found
+
+    def is_untouched(self, layer_id: str, parent: str) -> bool:
+        """Whether neither was written since one was copied from the other, by their root items."""
+        sides = [self.present(layer_id), self.present(parent)]
+        new, old = map(btrfs_ioctl.subvolume_info, sides)
+        if new.parent_uuid != old.uuid or max(new.ctransid, old.ctransid) >= new.otransid:
+            return False
+        return not any(
+            btrfs_tree.nested_subvolumes(side, info.id) for side, info in zip(sides, (new, old), strict=True)
+        )
+
+    @contextmanager
     def _compared(
         self, layer_id: str, parent: str | None, owners: Owners
     ) -> Iterator[tuple[Path, list[Change]] | None]:
@@ -230,7 +258,9 @@ class BtrfsChanges(NaiveDiff):
         self, copies: ExitStack, layer_id: str, parent: str, owners: Owners = SAME_OWNERS
     ) -> Pair | None:
         """Read-only copies of two layers, gone when ``copies`` is closed; ``None`` without a common past."""
-        new, old = self.present(layer_id), self.present(parent)
+        return self._pair_of(copies, self.present(layer_id), self.present(parent), owners)
+
+    def _pair_of(self, copies: ExitStack, new: Path, old: Path, owners: Owners) -> Pair | None:
         try:
             fork = generation_parted(new, old, self.origins)
             if fork is None:
@@ -238,7 +268,7 @@ class BtrfsChanges(NaiveDiff):
             sides = [copies.enter_context(self._copied(place)) for place in (old, new)]
             return Pair(sides[1], sides[0], fork, owners)
         except OSError as error:
-            _log.info("layers %s and %s cannot be copied to compare them: %s", layer_id, parent, error)
+            _log.info("%s and %s cannot be copied to compare them: %s", new, old, error)
             return None
 
     @contextmanager

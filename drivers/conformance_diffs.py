@@ -47,6 +47,36 @@ def unchanged_child_has_no_changes(harness: Harness) -> None:
 
 
 @check()
+def trees_compare_by_directory_like_layers(harness: Harness) -> None:
+    """A comparison of two directories gives the changes, and the size of their archive beforehand."""
+    _edited(harness)
+    driver = harness.driver
+    with driver.mounted(CHILD) as new, driver.mounted(BASE) as old, driver.compared(new, old) as found:
+        changes = [change for change in driver.changes(CHILD, BASE) if change.path != b"/"]
+        assert [change for change in found.changes if change.path != b"/"] == changes
+        for _ in range(2):
+            with found.archive() as archive:
+                assert len(archive.read()) == found.archive_size()
+    assert not driver.is_untouched(CHILD, BASE)
+
+
+@check()
+def layer_called_untouched_has_no_changes(harness: Harness) -> None:
+    """A driver may not know that a copy was never written, but it must not be wrong."""
+    driver = harness.driver
+    driver.create(BASE)
+    harness.apply(BASE, trees.plain_files)
+    with driver.mounted(BASE) as root:
+        os.sync()
+    driver.create(CHILD, BASE)
+    if driver.is_untouched(CHILD, BASE):
+        assert driver.changes(CHILD, BASE) == []
+    with driver.mounted(CHILD) as root:
+        (root / "written").write_bytes(b"x")
+    assert not driver.is_untouched(CHILD, BASE)
+
+
+@check()
 def base_layers_changes_are_all_additions(harness: Harness) -> None:
     """Without a parent everything is added."""
     harness.driver.create(BASE)

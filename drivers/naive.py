@@ -7,15 +7,16 @@ overrides what it can do better.
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
 from drivers.archive import apply_archive
-from drivers.base import Applied, Change, Driver, MountOptions
+from drivers.base import Applied, Change, Compared, Driver, MountOptions
 from drivers.changes import changes_size, tree_changes
-from drivers.tarwriter import HeaderStyle, open_diff
+from drivers.tarwriter import HeaderStyle, archive_size, open_diff
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from drivers.idmap import IDMappings
@@ -87,6 +88,26 @@ class NaiveDiff(Driver):
                 tar_split=tar_split,
                 ignore_chown_errors=self.ignore_chown_errors,
             )
+
+    @contextmanager
+    def compared(
+        self,
+        new: Path,
+        old: Path | None,
+        mappings: IDMappings | None = None,
+        old_mappings: IDMappings | None = None,
+    ) -> Iterator[Compared]:
+        """Compare two trees completely; see :meth:`drivers.base.Driver.compared`."""
+        yield self.comparison(new, tree_changes(new, old, mappings, old_mappings), mappings)
+
+    def comparison(self, root: Path, changes: list[Change], mappings: IDMappings | None) -> Compared:
+        """The result of a comparison, with archives in this driver's style."""
+        style = self.header_style
+        return Compared(
+            changes=changes,
+            archive=lambda: open_diff(root, changes, mappings=mappings, generation=style),
+            archive_size=lambda: archive_size(root, changes, mappings=mappings, generation=style),
+        )
 
     def _read_only(self, mounts: ExitStack, layer_id: str) -> Path:
         return mounts.enter_context(self.mounted(layer_id, MountOptions(options=("ro",))))

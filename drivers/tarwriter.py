@@ -201,7 +201,12 @@ _TYPES = {
 class TreeArchiver:
     """Turns paths of one tree into archive bytes; remembers inodes to write hard links once."""
 
-    def __init__(self, root: Root, mappings: IDMappings | None, style: HeaderStyle) -> None:
+    def __init__(
+        self, root: Root, mappings: IDMappings | None, style: HeaderStyle, *, headers_only: bool = False
+    ) -> None:
+        self.left_out = 0
+        """Bytes of content and padding that were not read, with ``headers_only``."""
+        self._headers_only = headers_only
         self._root = root
         self._mappings = mappings or IDMappings()
         self._style = style
@@ -244,6 +249,10 @@ class TreeArchiver:
         if member is None:
             return
         if member.type != tar.REGULAR or not member.size:
+            yield header_blocks(member)
+            return
+        if self._headers_only:
+            self.left_out += member.size + tar.padding(member.size)
             yield header_blocks(member)
             return
         source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
@@ -386,6 +395,23 @@ def tar_chunks(
         yield END
     finally:
         archiver.close()
+
+
+def archive_size(
+    root: int | Path,
+    changes: Iterable[Change] | None,
+    *,
+    mappings: IDMappings | None = None,
+    generation: HeaderStyle = HeaderStyle.V1_43,
+) -> int:
+    """Bytes of the archive :func:`open_diff` gives, from the files' attributes alone."""
+    tree = Root(root)
+    archiver = TreeArchiver(tree, mappings, generation, headers_only=True)
+    try:
+        headers = sum(map(len, _members(archiver, tree, changes)))
+    finally:
+        archiver.close()
+    return headers + archiver.left_out + len(END)
 
 
 def write_tar(
