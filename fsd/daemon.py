@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from fsd.inodes import Inodes
     from store.history import Snapshot
     from store.store import Store
 
@@ -72,9 +73,10 @@ def run(
     views = Views(store, rootfs, bursts)
     mount = _Mount(mountpoint, foreground, ready)
     options = MOUNT_OPTIONS | ({"allow_other"} if allow_other else set())
-    pyfuse3.init(Operations(site, rootfs, views), str(mountpoint), set(options))
+    operations = Operations(site, rootfs, views)
+    pyfuse3.init(operations, str(mountpoint), set(options))
     try:
-        trio.run(mount.serve, site)
+        trio.run(mount.serve, site, operations.inodes)
     finally:
         pyfuse3.close(unmount=not mount.gone)
         views.close()
@@ -102,12 +104,12 @@ class _Mount:
         """Whether somebody else unmounted."""
         return not self._ended
 
-    async def serve(self, site: Site) -> None:
+    async def serve(self, site: Site, inodes: Inodes) -> None:
         """Serve until unmounted or told to end."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._until_signal)
             nursery.start_soon(self._announce)
-            nursery.start_soon(follow, site)
+            nursery.start_soon(follow, site, inodes)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
 

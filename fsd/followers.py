@@ -2,30 +2,100 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from typing import TYPE_CHECKING
 
+import pyfuse3
 import trio
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from fsd.live import TABLES
+from fsd.tables import directory_key
+from fsd.watch import Watch
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from fsd.inodes import Inodes
+    from fsd.live import Now, Table
     from fsd.site import Site
 
 log = logging.getLogger("fsd")
 
 WATCH_SECONDS = 1.0
-"""How often the tables are looked at (three stats): bounds the error of a listing's mtime."""
+"""How often the tables are looked at where inotify is not to be had; also after a missed event."""
 EXPIRE_SECONDS = 60.0
 """How often retention runs; it deletes at most 20 snapshots a minute (DESIGN 5)."""
 
 
-async def follow(site: Site) -> None:
+async def follow(site: Site, inodes: Inodes) -> None:
     """Run every follower until cancelled."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_every, WATCH_SECONDS, site.live.now)
+        nursery.start_soon(_follow_tables, site, inodes)
         if site.history.supported:
             nursery.start_soon(_every, EXPIRE_SECONDS, site.history.expire)
+
+
+async def _follow_tables(site: Site, inodes: Inodes) -> None:
+    """Let the kernel forget what it knows of a listing as soon as the listing changes, by whoever."""
+    before = site.now
+    with contextlib.ExitStack() as stack:
+        watch = _watch(site)
+        if watch is not None:
+            stack.callback(watch.close)
+        while True:
+            with trio.move_on_after(WATCH_SECONDS):
+                await _next_change(watch)
+            now = site.now
+            if now is not before:
+                _invalidate(before, now, inodes)
+                before = now
+
+
+def _watch(site: Site) -> Watch | None:
+    try:
+        return Watch(path for table in TABLES if (path := site.store.table_directory(table)).is_dir())
+    except OSError as exc:
+        log.warning("changes by others show up to %.0f s late: %s", WATCH_SECONDS, exc)
+        return None
+
+
+async def _next_change(watch: Watch | None) -> None:
+    if watch is None:
+        await trio.sleep_forever()
+    else:
+        await watch.changed()
+
+
+def _invalidate(before: Now, now: Now, inodes: Inodes) -> None:
+    for table, directory, gone in _changed_listings(before, now):
+        number = inodes.find(directory_key(table, directory))
+        if number is None:
+            continue
+        with contextlib.suppress(OSError):
+            pyfuse3.invalidate_inode(number, attr_only=True)
+        for name in gone:
+            pyfuse3.invalidate_entry_async(number, pyfuse3.FileNameT(os.fsencode(name)), ignore_enoent=True)
+
+    for container in now.catalog.containers:
+        old = before.catalog.container(container.id)
+        number = inodes.find(f"containers:{container.id}")
+        if number is not None and old is not container and old != container:
+            pyfuse3.invalidate_entry_async(number, pyfuse3.FileNameT(b"rootfs"), ignore_enoent=True)
+
+
+def _changed_listings(before: Now, now: Now) -> Iterator[tuple[Table, str, list[str]]]:
+    """Directories of names that changed, with the entries that are gone or mean another object."""
+    for table in TABLES:
+        old, new = before.places[table], now.places[table]
+        for directory in old.listings.keys() | new.listings.keys():
+            was, is_ = old.listings.get(directory, {}), new.listings.get(directory, {})
+            prefix = f"{directory}/" if directory else ""
+            moved = [name for name in was if old.objects.get(prefix + name) != new.objects.get(prefix + name)]
+            gone = [name for name in was if name not in is_]
+            if moved or gone or list(was) != list(is_):
+                yield table, directory, list(dict.fromkeys(moved + gone))
 
 
 async def _every(seconds: float, work: Callable[[], object]) -> None:

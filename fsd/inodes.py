@@ -54,6 +54,11 @@ class Inodes:
         """The node of a number the kernel holds; ``KeyError`` if it never was told of it."""
         return self._nodes[number]
 
+    def find(self, key: str) -> pyfuse3.InodeT | None:
+        """The number of the node of that key, if the kernel holds it."""
+        number = self._numbers.get(key)
+        return None if number is None else pyfuse3.InodeT(number)
+
     def forget(self, counts: Iterable[tuple[int, int]]) -> None:
         """Take lookups back; unknown numbers are ignored, as the kernel may race with a drop."""
         for number, count in counts:

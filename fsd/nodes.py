@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from fsd.site import Subject
     from fsd.views import ViewSpec
 
+KEEP_SECONDS = 1.0
+"""How long names and directories are kept: every path walks through them. What another process changes
+is taken back at once by ``fsd.followers``; this bounds what it could miss."""
 MAX_VALUE = 65536
 """Longest value of an attribute file, in bytes; longer writes fail with EFBIG."""
 
@@ -35,6 +38,8 @@ class Attributes:
     size: int
     mtime_ns: int
     nlink: int = 1
+    keep: float = 0.0
+    """Seconds the kernel may keep them without asking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,8 @@ class Kind:
 
     mode: int = stat.S_IFREG | 0o444
     blocking: ClassVar[bool] = False
+    keep_name: ClassVar[float] = KEEP_SECONDS
+    """Seconds the kernel may keep an entry's name without asking."""
 
     @property
     def writable(self) -> bool:
@@ -215,7 +222,12 @@ class Link(Kind):
 
 
 class Alias(Link):
-    """A symlink that lookup makes up: another way to say a listed name."""
+    """A symlink that lookup makes up: another way to say a listed name.
+
+    What it means may change with any object of the table, so nobody keeps it.
+    """
+
+    keep_name = 0.0
 
 
 class DirectoryKind(Kind):
@@ -225,7 +237,7 @@ class DirectoryKind(Kind):
 
     def attributes(self, node: Node) -> Attributes:
         """Directories of the tree have no size of their own."""
-        return Attributes(self.mode, 0, self.mtime_ns(node), nlink=2)
+        return Attributes(self.mode, 0, self.mtime_ns(node), nlink=2, keep=KEEP_SECONDS)
 
     def mtime_ns(self, node: Node) -> int:
         """When the listing last changed."""

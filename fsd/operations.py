@@ -6,6 +6,7 @@ Everything below the ``rootfs``, ``userdata`` and ``rundata`` of an object is ``
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import inspect
@@ -279,6 +280,8 @@ class Operations(pyfuse3.Operations):
         """Do what the writes asked for; ``close`` reports a failure."""
         opened = cast("Opened", self._handles[fh])
         async with opened.working:
+            if not opened.work and opened.failure is None:
+                return
             while opened.work and opened.failure is None:
                 try:
                     await self._work(opened.work.pop(0))
@@ -287,6 +290,7 @@ class Operations(pyfuse3.Operations):
                     opened.work.clear()
             if opened.failure is not None:
                 raise opened.failure
+            await self._replaced(opened.node)
 
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         """As for flush: a program that syncs wants to know."""
@@ -370,9 +374,18 @@ class Operations(pyfuse3.Operations):
         if isinstance(node.kind, RealTree):
             spec = await trio.to_thread.run_sync(node.kind.view, node.subject)
             entry = await self.views.export(spec)
-            entry.entry_timeout = 0  # a rollback or refill puts another directory in its place
+            entry.entry_timeout = node.kind.keep_name
             return entry
-        return _entry_attributes(self.inodes.number(node), await self._call(node, node.kind.attributes))
+        found = await self._call(node, node.kind.attributes)
+        return _entry_attributes(self.inodes.number(node), found, node.kind.keep_name)
+
+    async def _replaced(self, node: Node) -> None:
+        """A command may have put another directory behind ``rootfs``: the kernel must ask again."""
+        number = self.inodes.find(node.key.rpartition("/")[0])
+        if number is not None:
+            with contextlib.suppress(OSError):  # it may hold no such name
+                name = pyfuse3.FileNameT(b"rootfs")
+                await trio.to_thread.run_sync(pyfuse3.invalidate_entry, number, name)
 
     def _open(self, handle: Opened | Listing) -> FileHandleT:
         number = next(self._numbers)
@@ -391,13 +404,13 @@ def _entry_name(name: bytes) -> str:
     return os.fsdecode(name)
 
 
-def _entry_attributes(number: InodeT, found: Attributes) -> EntryAttributes:
-    """Attributes the kernel must not keep: any process may change the store at any time."""
+def _entry_attributes(number: InodeT, found: Attributes, keep_name: float) -> EntryAttributes:
+    """Attributes as pyfuse3 wants them."""
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = number
     entry.generation = 0
-    entry.entry_timeout = 0
-    entry.attr_timeout = 0
+    entry.entry_timeout = keep_name
+    entry.attr_timeout = found.keep
     entry.st_mode = pyfuse3.ModeT(found.mode)
     entry.st_nlink = found.nlink
     entry.st_size = found.size

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from fsd.live import Table as TableName
     from fsd.nodes import Kind
 
+
+def directory_key(table: TableName, directory: str) -> str:
+    """Key of the node of a directory of names; empty for the table itself, which the root lists."""
+    return f"names:{table}:{directory}" if directory else f"//{table}"
+
+
 _ALIAS: Link = Alias(lambda subject: subject.path)
 
 
@@ -94,7 +100,7 @@ class Table(DirectoryKind):
     def _directory(self, node: Node, path: str) -> Node:
         names = self._names(node)
         subject = NamesSubject(names.site, names.table, path)
-        return Node(self, subject, f"names:{names.table}:{path}", f"{names.table}/{path}")
+        return Node(self, subject, directory_key(names.table, path), f"{names.table}/{path}")
 
     def _names(self, node: Node) -> NamesSubject:
         """The directory of names a node is; the root's own entry is the table itself."""
