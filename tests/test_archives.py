@@ -286,7 +286,11 @@ def test_a_blob_that_is_not_what_its_name_says_is_refused(store, image, other) -
         assert empty(other[0])
 
 
-@pytest.mark.parametrize("data", [b"", b"x" * 5000, gzip.compress(b"x" * 5000), bytes(10240)])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"x" * 5000, gzip.compress(b"x" * 5000), bytes(10240)],
+    ids=["empty", "text", "gzip of text", "zeros"],
+)
 def test_what_is_no_image_archive_is_refused(store, data) -> None:
     for stream in (io.BytesIO(data), Pipe(data)):
         with pytest.raises((MalformedArchive, BadValue)):
