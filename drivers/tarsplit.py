@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 _PIECE = 1 << 20
 _CHUNK = 1 << 18
+_ROOM = 1 << 19
+"""Archive bytes made at once; more would leave the processor's cache on the way to the reader."""
 SPARSE = b"GNU.sparse."
 """What a pax header with a sparse map holds."""
 _LINE_MAX = 8 << 20
@@ -199,7 +201,7 @@ def assemble(lines: BinaryIO, root: int | Path) -> BinaryIO:
 def _assemble(lines: BinaryIO, root: Root) -> Generator[bytes, None, None]:
     """Plain lines are compiled code's; one that it leaves, and every error, is handled here."""
     with LineBuffer(lines) as buffer:
-        native = Reassembly(root.fd, _PIECE)
+        native = Reassembly(root.fd, _ROOM)
         more = True
         while more or buffer.at < len(buffer.text):
             result = native.run(buffer.text, buffer.at)
