@@ -7,7 +7,8 @@
     │   ├── LayerUnknown            ├── ImageUnknown          ├── ContainerUnknown
     │   ├── ParentUnknown           ├── NotALayer             ├── NotAnImage
     │   ├── NotAContainer           ├── NotAnID               ├── BigDataUnknown
-    │   ├── SnapshotUnknown         └── NoSuchSource
+    │   ├── SnapshotUnknown         ├── NoSuchSource          ├── TrashUnknown
+    │   ├── OrphanUnknown           └── PlanUnknown
     ├── Taken                       the ID or name belongs to something else
     │   ├── DuplicateID             ├── DuplicateName         └── SnapshotExists
     ├── Busy                        something else needs it
@@ -104,6 +105,18 @@ class SnapshotUnknown(Unknown):
 
 class NoSuchSource(Unknown):
     """The text names nothing a container could be filled from."""
+
+
+class TrashUnknown(Unknown):
+    """The trash has no entry of that name (any more)."""
+
+
+class OrphanUnknown(Unknown):
+    """No orphan of that kind and ID (any more)."""
+
+
+class PlanUnknown(Unknown):
+    """No preview gave that token, or it is too old."""
 
 
 class Taken(StoreError):

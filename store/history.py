@@ -132,7 +132,7 @@ class History:
         if name is not None:
             check_snapshot_name(name)
         found = self.store.container(container)
-        with self._locked(found.id):
+        with self.locked(found.id):
             return self._take(found, name, reason)
 
     def take_if_changed(self, container: str, reason: Reason = "write") -> Snapshot | None:
@@ -142,7 +142,7 @@ class History:
             ContainerUnknown; OSError: ENOSPC when less than ``policy.take_floor`` is free
         """
         found = self.store.container(container)
-        with self._locked(found.id):
+        with self.locked(found.id):
             taken = self.table.all(found.id)
             if taken and self.table.unchanged_since(taken[-1], found.layer):
                 return None
@@ -152,7 +152,7 @@ class History:
     def remove(self, container: str, name: str) -> None:
         """Delete a snapshot; ``ContainerUnknown``, ``SnapshotUnknown``, ``Pinned``."""
         container_id = self._container_id(container)
-        with self._locked(container_id):
+        with self.locked(container_id):
             snapshot = self.table.known(container_id, name)
             refuse_if_pinned(container_id, [snapshot])
             self.table.drop(snapshot)
@@ -165,13 +165,13 @@ class History:
         """
         check_snapshot_name(new)
         container_id = self._container_id(container)
-        with self._locked(container_id):
+        with self.locked(container_id):
             return self.table.move(self.table.known(container_id, old), new)
 
     def pin(self, container: str, name: str, pinned: bool = True) -> Snapshot:
         """Protect a snapshot from removal, or stop protecting it; ``SnapshotUnknown``."""
         container_id = self._container_id(container)
-        with self._locked(container_id):
+        with self.locked(container_id):
             snapshot = replace(self.table.known(container_id, name), pinned=pinned)
             self.state.put_snapshot(snapshot, durable=True)
             return snapshot
@@ -190,7 +190,7 @@ class History:
                 rootfs; nothing was changed.
         """
         found = self.store.container(container)
-        with self._locked(found.id):
+        with self.locked(found.id):
             snapshot = self.table.known(found.id, name)
             at_work = holders(self.store.driver.get(found.layer))
             before = self.table.free_name(found.id, "pre-rollback-")
@@ -209,7 +209,7 @@ class History:
                 rootfs; btrfs itself would let both lose their files.
         """
         found = self.store.container(container)
-        with self._locked(found.id):
+        with self.locked(found.id):
             refuse_if_pinned(found.id, self._all(found.id))
             at_work = holders(self.store.driver.path_of(found.layer))
             refuse_if_held(found, self.store.catalog().mount_count(found.layer), at_work)
@@ -225,7 +225,7 @@ class History:
         """
         if self.store.catalog().container(container_id) is not None:
             raise InUse(f"container {container_id[:12]} exists, so its snapshots are no orphan")
-        with self._locked(container_id):
+        with self.locked(container_id):
             snapshots = self._all(container_id)
             if not snapshots:
                 raise SnapshotUnknown(f"there are no snapshots of a container {container_id!r:.80}")
@@ -271,7 +271,7 @@ class History:
     def _expire_one(self, deletion: retention.Deletion, now_ns: int) -> bool:
         """Delete one snapshot unless it was pinned, renamed or removed meanwhile."""
         candidate = deletion.snapshot
-        with self._locked(candidate.container_id):
+        with self.locked(candidate.container_id):
             snapshot = self.state.snapshot(candidate.container_id, candidate.name)
             if snapshot is None or _candidate(snapshot) != candidate:
                 return False
@@ -322,7 +322,7 @@ class History:
     # -- parts ---------------------------------------------------------------------------------
 
     @contextmanager
-    def _locked(self, container_id: str) -> Iterator[None]:
+    def locked(self, container_id: str) -> Iterator[None]:
         """One operation at a time on one container's history."""
         with self._guard:
             lock = self._locks[container_id]

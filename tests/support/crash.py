@@ -21,12 +21,14 @@ PROGRAM = """
     from store.history import History
     from store.oci import import_rootfs
     from store.store import Store
+    from store.trash import Trash
 
     graphroot, runroot, driver, target, when, call = sys.argv[1:]
     store = Store(StoreOptions(graphroot=graphroot, runroot=runroot, driver=driver))
     history = History(store)
+    trash = Trash(history)
     *owners, method = target.split(".")
-    owner = {"store": store, "history": history}[owners.pop(0)]
+    owner = {"store": store, "history": history, "trash": trash}[owners.pop(0)]
     for part in owners:
         owner = getattr(owner, part)
     real = getattr(owner, method)
@@ -44,8 +46,8 @@ PROGRAM = """
 def crash(store: Store, when: str, target: str, call: str) -> None:
     """Run ``call`` in another process, which is killed ``before`` or ``after`` it calls ``target``.
 
-    ``call`` knows ``store``, ``history``, ``fill``, ``import_rootfs``, ``load_archive`` and ``commit``;
-    ``target`` is a method below one of the first two.
+    ``call`` knows ``store``, ``history``, ``trash``, ``fill``, ``import_rootfs``, ``load_archive`` and
+    ``commit``; ``target`` is a method below one of the first three.
     """
     arguments = [store.graphroot, store.runroot, store.driver_name, target, when, call]
     done = subprocess.run(
