@@ -198,6 +198,7 @@ class Operations(pyfuse3.Operations):
         child = await self._call(parent, parent.kind.lookup, _entry_name(name))
         if child is not None:
             self.real.check_removal(child.key, ctx, child.path)
+            await self.views.release(child.subject.layer_ids())
         await self._work(parent.kind.rmdir, parent, _entry_name(name))
 
     async def unlink(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:

@@ -315,11 +315,6 @@ def rundata_view(container: ContainerSubject) -> ViewSpec:
 # -- snapshots ---------------------------------------------------------------------------------
 
 
-def has_history(container: ContainerSubject) -> bool:
-    """Whether the driver keeps snapshots."""
-    return container.site.store.driver.capabilities.snapshots
-
-
 def snapshot_created(part: PartSubject) -> str:
     """When it was taken, UTC."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(snapshot_of(part).created_ns // 10**9))

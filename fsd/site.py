@@ -59,6 +59,10 @@ class Subject:
         """When it last changed, in nanoseconds since the epoch."""
         return self.site.started_ns
 
+    def layer_ids(self) -> tuple[str, ...]:
+        """Layers that may go when it is removed."""
+        return ()
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectSubject(Subject):
@@ -95,6 +99,10 @@ class LayerSubject(ObjectSubject):
         """Its record; ``LayerUnknown`` when it is gone."""
         return cast("Layer", self.found())
 
+    def layer_ids(self) -> tuple[str, ...]:
+        """Itself."""
+        return (self.id,)
+
 
 @dataclass(frozen=True, slots=True)
 class ImageSubject(ObjectSubject):
@@ -107,6 +115,10 @@ class ImageSubject(ObjectSubject):
         """Its record; ``ImageUnknown`` when it is gone."""
         return cast("Image", self.found())
 
+    def layer_ids(self) -> tuple[str, ...]:
+        """The whole chain: those no one else uses go with the image."""
+        return tuple(layer.id for layer in self.site.now.catalog.chain(self.record.layer))
+
 
 @dataclass(frozen=True, slots=True)
 class ContainerSubject(ObjectSubject):
@@ -118,6 +130,10 @@ class ContainerSubject(ObjectSubject):
     def record(self) -> Container:
         """Its record; ``ContainerUnknown`` when it is gone."""
         return cast("Container", self.found())
+
+    def layer_ids(self) -> tuple[str, ...]:
+        """Its writable layer."""
+        return (self.record.layer,)
 
 
 SUBJECTS: dict[Table, type[LayerSubject | ImageSubject | ContainerSubject]] = {

@@ -96,7 +96,6 @@ CONTAINER = Directory(
     present={
         "userdata": r.has_userdata,
         "rundata": r.has_rundata,
-        "snapshots": r.has_history,
     },
 )
 

@@ -17,11 +17,13 @@ from fsd.handles import identity
 from fsd.rootfs import Rootfs, View
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
     import pyfuse3
 
     from fsd.bursts import Bursts
+    from fsd.rootfs_nodes import Gate
     from store.store import Store
 
 
@@ -76,6 +78,18 @@ class Views:
             self._specs[view.key] = spec
         return await self._rootfs.export(self._views[spec.key][1])
 
+    async def release(self, layer_ids: Iterable[str]) -> None:
+        """Let go of layers that are about to be removed; a view still wanted is exported anew."""
+        for layer_id in layer_ids:
+            for key in [key for key, (_, view) in self._views.items() if self._shows(view, layer_id)]:
+                self._rootfs.unexport(self._views.pop(key)[1])
+            if layer_id in self._held:
+                self._held.discard(layer_id)
+                await trio.to_thread.run_sync(self._store.driver.put, layer_id)
+
+    def _shows(self, view: View, layer_id: str) -> bool:
+        return self._specs[view.key].layer_id == layer_id
+
     def spec_of(self, inode: int) -> ViewSpec | None:
         """The view a node of a real tree belongs to."""
         view = self._rootfs.view_of(inode)
@@ -94,8 +108,11 @@ class Views:
         self._held.add(layer_id)
         return path
 
-    def _gate(self, spec: ViewSpec):  # type: ignore[no-untyped-def]
-        return self._bursts.gate(spec.container) if spec.container else None
+    def _gate(self, spec: ViewSpec) -> Gate | None:
+        """What a write waits for: a snapshot, where the driver keeps any."""
+        if not spec.container or not self._store.driver.capabilities.snapshots:
+            return None
+        return self._bursts.gate(spec.container)
 
 
 def _key(key: str, who: bytes) -> str:

@@ -238,8 +238,9 @@ def _check_pristine(store: Store, tables: Transaction, container: Container, old
         raise InUse(f"{label} is mounted (count {mounts}); unmount it before filling it")
     if tables.layers.view.children(old.id) or len(tables.containers.view.on_layer(old.id)) != 1:
         raise NotPristine(f"the layer of {label} is used by others")
-    if os.listdir(store.driver.get(old.id)):
-        raise NotPristine(f"{label} already has files; only an empty one can be filled")
+    with store.driver.mounted(old.id) as root:
+        if os.listdir(root):
+            raise NotPristine(f"{label} already has files; only an empty one can be filled")
 
 
 def _check_source(tables: Transaction, source: Source) -> None:

@@ -1,4 +1,4 @@
-"""The daemon as a test runs it: ``daemon_child GRAPHROOT RUNROOT MOUNTPOINT [--fail HANDLER:NAME]``.
+"""The daemon as a test runs it: ``GRAPHROOT RUNROOT MOUNTPOINT [--fail HANDLER:NAME] [--driver NAME]``.
 
 ``--fail lookup:boom`` makes that handler raise ``KeyError`` when it is asked for ``boom``.
 """
@@ -16,9 +16,11 @@ from store.store import Store
 
 def main(graphroot: str, runroot: str, mountpoint: str, *options: str) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    if options[:1] == ("--fail",):
-        _break(*options[1].split(":"))
-    with Store(StoreOptions(graphroot=Path(graphroot), runroot=Path(runroot), driver="btrfs")) as store:
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    if "--fail" in given:
+        _break(*given["--fail"].split(":"))
+    driver = given.get("--driver", "btrfs")
+    with Store(StoreOptions(graphroot=Path(graphroot), runroot=Path(runroot), driver=driver)) as store:
         return daemon.run(store, Path(mountpoint), ready=lambda: print("READY", flush=True))
 
 
