@@ -24,9 +24,10 @@ TEST_PACKAGES := $(PACKAGES) acl attr bats buildah ca-certificates containers-st
 	docker.io fio fuse-overlayfs podman skopeo strace xfsprogs
 BUILD_SCRIPTS := $(wildcard drivers/_*_build.py)
 GENERATED := $(BUILD_SCRIPTS:_build.py=.c)
-BUILD_SOURCES := $(filter-out $(GENERATED),$(wildcard drivers/*.c drivers/*.h))
+BUILD_SOURCES := $(filter-out $(GENERATED),$(wildcard drivers/*.c drivers/*.h drivers/*/*.c drivers/*/*.h))
 BUILD_INPUTS := $(VENV)/bin/python pyproject.toml setup.py $(BUILD_SCRIPTS) $(BUILD_SOURCES)
-PYTEST_ARGS ?=
+# Three at a time: the tests wait for disks and for other programs more than they compute.
+PYTEST_ARGS ?= -n 3 --dist worksteal
 
 .PHONY: up down test check bench clean packages test-packages
 .NOTPARALLEL:
