@@ -343,6 +343,10 @@ class Driver(ABC):
         """The layer's size limit in bytes, 0 without one; needs the capability ``quota``."""
         raise NotSupported(f"driver {self.name} cannot limit layer {layer_id}")
 
+    def charged(self, layer_id: str) -> int | None:
+        """Bytes that count against the layer's limit, as of the last commit; ``None`` if not known."""
+        return None
+
     def set_limit(self, layer_id: str, size: int) -> None:
         """Limit the layer to ``size`` bytes from now on, 0 lifts it; needs the capability ``quota``.
 

@@ -303,6 +303,11 @@ class BtrfsDriver(BtrfsChanges, Driver):
         self.present(layer_id)
         return self.quotas.limit(layer_id)
 
+    def charged(self, layer_id: str) -> int | None:
+        """Bytes the layer's qgroup counts; ``None`` without quotas."""
+        counted = self.quotas.usage(self.present(layer_id))
+        return None if counted is None else counted.referenced
+
     def set_limit(self, layer_id: str, size: int) -> None:
         """Limit the layer to ``size`` bytes; 0 lifts the limit. Switches quotas on when it must."""
         self.quotas.set_limit(layer_id, self.present(layer_id), size)
