@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from tests.support.trees import Entry
 
 
-
-
 @pytest.fixture(params=[True, False], ids=["compiled", "python"])
 def compiled(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
