@@ -213,34 +213,6 @@ class Snapshots(ABC):
         """
 
 
-class Aside(ABC):
-    """Layers set aside: no longer layers, out of the sight of other tools, and as they were.
-
-    A ``key`` is two components joined by ``/``: a group, and the ID of the layer. All calls but
-    :meth:`discard` are a rename, atomic and constant time in the size of the layer.
-    """
-
-    @abstractmethod
-    def put(self, layer_id: str, key: str) -> None:
-        """Set a layer aside; ``LayerUnknown``, ``LayerMounted``, ``LayerExists`` (the key)."""
-
-    @abstractmethod
-    def take_back(self, key: str, layer_id: str) -> None:
-        """Make what was set aside the layer ``layer_id``; ``LayerUnknown`` (the key), ``LayerExists``."""
-
-    @abstractmethod
-    def discard(self, key: str) -> None:
-        """Delete what was set aside; ``LayerUnknown``."""
-
-    @abstractmethod
-    def keys(self) -> Iterator[str]:
-        """Every key, in no particular order."""
-
-    @abstractmethod
-    def path(self, key: str) -> Path:
-        """Directory of the content; the key need not exist. ``BadLayerID``."""
-
-
 class Driver(ABC):
     """One graph driver over its home directory ``<graphroot>/<name>``.
 
@@ -338,6 +310,25 @@ class Driver(ABC):
     def ownership(self, layer_id: str) -> Ownership:
         """What removing the layer would free, and what it shares; ``NotSupported``, ``LayerUnknown``."""
         raise NotSupported(f"driver {self.name} does not know which bytes layer {layer_id} shares")
+
+    def freed(
+        self,
+        layer_ids: Sequence[str],
+        *,
+        snapshots: Sequence[str] = (),
+        aside: Sequence[str] = (),
+        beside: str | None = None,
+    ) -> Ownership:
+        """What removing all of these together would free (``exclusive``), and what would stay.
+
+        Args:
+            snapshots, aside: keys of snapshots, and of layers set aside.
+            beside: a layer that stays and that they were made from; makes the answer come sooner.
+
+        Raises:
+            NotSupported, LayerUnknown, SnapshotUnknown, OSError
+        """
+        raise NotSupported(f"driver {self.name} does not know which bytes layers share")
 
     def limit(self, layer_id: str) -> int:
         """The layer's size limit in bytes, 0 without one; needs the capability ``quota``."""

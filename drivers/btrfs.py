@@ -28,6 +28,7 @@ from drivers import btrfs_ioctl, selinux, syscalls
 from drivers.base import DEFAULT_CREATION, DEFAULT_MOUNT, Capabilities, Driver, check_layer_id
 from drivers.btrfs_aside import BtrfsAside
 from drivers.btrfs_changes import BtrfsChanges
+from drivers.btrfs_freed import freed
 from drivers.btrfs_quota import Quotas
 from drivers.btrfs_removal import Remover, destroy_tree
 from drivers.btrfs_snapshots import BtrfsSnapshots
@@ -45,7 +46,7 @@ from drivers.processes import is_alive, private_name
 from drivers.shifting import MappedViews, update_id_map
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from drivers.base import Creation, DiskUsage, MountOptions, Ownership
     from drivers.idmap import IDMappings
@@ -297,6 +298,20 @@ class BtrfsDriver(BtrfsChanges, Driver):
     def ownership(self, layer_id: str) -> Ownership:
         """Exclusive and shared bytes on disk; see :mod:`drivers.btrfs_usage` for the methods."""
         return self.usage.ownership(self.present(layer_id))
+
+    def freed(
+        self,
+        layer_ids: Sequence[str],
+        *,
+        snapshots: Sequence[str] = (),
+        aside: Sequence[str] = (),
+        beside: str | None = None,
+    ) -> Ownership:
+        """Bytes of extents that only these subvolumes refer to; see :mod:`drivers.btrfs_freed`."""
+        roots = [self.present(layer_id) for layer_id in layer_ids]
+        roots += [self._snapshots.path(key) for key in snapshots]
+        roots += [self.aside().present(key) for key in aside]
+        return freed(roots, None if beside is None else self.present(beside))
 
     def limit(self, layer_id: str) -> int:
         """The layer's limit in bytes, 0 without one."""

@@ -11,7 +11,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from drivers import btrfs_ioctl, syscalls
-from drivers.base import Aside, check_layer_id
+from drivers.aside import Aside
+from drivers.base import check_layer_id
 from drivers.btrfs_removal import destroy_tree
 from drivers.errors import BadLayerID, LayerExists, LayerUnknown
 
@@ -40,17 +41,13 @@ class BtrfsAside(Aside):
 
     def take_back(self, key: str, layer_id: str) -> None:
         """Rename what was set aside into its place as a layer."""
-        source, target = self.path(key), self._driver.path_of(layer_id)
-        if not source.is_dir():
-            raise LayerUnknown(f"nothing is set aside as {key}")
+        source, target = self.present(key), self._driver.path_of(layer_id)
         self._rename(source, target)
         _remove_if_empty(source.parent)
 
     def discard(self, key: str) -> None:
         """Destroy what was set aside, and the group's directory with its last member."""
-        path = self.path(key)
-        if not path.is_dir():
-            raise LayerUnknown(f"nothing is set aside as {key}")
+        path = self.present(key)
         with self._driver.quotas.removing(path):
             destroy_tree(path)
         _remove_if_empty(path.parent)
@@ -70,6 +67,13 @@ class BtrfsAside(Aside):
         for part in parts:
             check_layer_id(part)
         return self._root.joinpath(*parts)
+
+    def present(self, key: str) -> Path:
+        """Directory of content that is there; ``LayerUnknown``."""
+        path = self.path(key)
+        if not path.is_dir():
+            raise LayerUnknown(f"nothing is set aside as {key}")
+        return path
 
     def _rename(self, source: Path, target: Path) -> None:
         try:

@@ -111,10 +111,11 @@ def _extents_below(root: Path) -> Iterator[syscalls.Extent]:
                     pending.append(entry.path)
                 elif stat.S_ISREG(status.st_mode) and status.st_blocks:
                     seen.add(status.st_ino)
-                    yield from _extents_of(entry.path)
+                    yield from extents_of(entry.path)
 
 
-def _extents_of(path: str) -> Iterator[syscalls.Extent]:
+def extents_of(path: str) -> Iterator[syscalls.Extent]:
+    """The extents of a file that have a place on the disk of their own."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         fd = os.open(path, flags | os.O_NOATIME)
