@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from drivers.aside import Aside
+
 NAME_MAX = 255
 """Longest directory entry in bytes (limits.h; BTRFS_NAME_LEN)."""
 
