@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.loops import mounts_below
 from tests.support.mounted import Mounted, mounted
-from tests.support.tools import StoreDirs, ToolBox
 from tests.support.trees import snapshot_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.support.tools import Tool
+    from tests.support.tools import StoreDirs, Tool
 
 BASE = "localhost/base:1"
 TOP = "localhost/top:1"
@@ -475,31 +473,3 @@ def test_inode_numbers_are_stable_across_remounts_and_unique(filled, btrfs_dir, 
     assert len(first) > 100
     assert len(set(first.values())) == len(first)
     assert numbers() == first
-
-
-# -- a driver without snapshots ----------------------------------------------------------------
-
-
-def test_driver_without_snapshots_serves_the_tree_with_history_off(rootfs_tar, btrfs_dir, require):
-    require("fuse")
-    require("overlay")
-    dirs = StoreDirs(btrfs_dir / "g", btrfs_dir / "r")
-    podman = ToolBox(dirs, "overlay", btrfs_dir / "conf").podman()
-    podman("import", rootfs_tar, BASE)
-    podman("create", "--name", "made-by-podman", BASE, "true")
-    with mounted(dirs, btrfs_dir / "mnt", "--driver", "overlay") as serving:
-        container = serving.path / "containers" / "made-by-podman"
-        (container / "rootfs/srv/empty").write_text("written\n")
-        assert (container / "rootfs/srv/empty").read_text() == "written\n"
-        assert os.listdir(container / "snapshots") == []
-        assert _errno(os.mkdir, container / "snapshots" / "x") == errno.EOPNOTSUPP
-        assert "history: off" in (serving.path / "control/status").read_text()
-        web = serving.path / "containers" / "web"
-        web.mkdir()
-        _write(web / "from", BASE)
-        assert (web / "rootfs/etc/hostname").read_text() == "fsd-test\n"
-        web.rmdir()
-        assert snapshot_tree(serving.path / "images" / BASE / "rootfs")
-        assert "srv" not in serving.errors()
-    assert "/merged" not in "".join(mounts_below(btrfs_dir))
-    assert podman("diff", "made-by-podman").stdout.split() == ["C", "/srv", "C", "/srv/empty"]
