@@ -307,11 +307,12 @@ class BtrfsDriver(BtrfsChanges, Driver):
         aside: Sequence[str] = (),
         beside: str | None = None,
     ) -> Ownership:
-        """Bytes of extents that only these subvolumes refer to; see :mod:`drivers.btrfs_freed`."""
+        """By qgroup if it is one subvolume and can be, else by extents (:mod:`drivers.btrfs_freed`)."""
         roots = [self.present(layer_id) for layer_id in layer_ids]
         roots += [self._snapshots.path(key) for key in snapshots]
         roots += [self.aside().present(key) for key in aside]
-        return freed(roots, None if beside is None else self.present(beside))
+        counted = self.usage.by_qgroup(roots[0]) if len(roots) == 1 else None
+        return counted or freed(roots, None if beside is None else self.present(beside))
 
     def limit(self, layer_id: str) -> int:
         """The layer's limit in bytes, 0 without one."""

@@ -63,14 +63,19 @@ class Usage:
 
     def ownership(self, path: Path) -> Ownership:
         """Exclusive and shared bytes of the subvolume at ``path``, as of a commit made for it."""
+        return self.by_qgroup(path) or _by_extents(path)
+
+    def by_qgroup(self, path: Path) -> Ownership | None:
+        """What full qgroups count for the subvolume; ``None`` where they are not on, or not complete."""
         btrfs_ioctl.sync(path)
         status = self._quotas.status()
-        if status.mode is Mode.FULL and status.consistent and not status.rescanning:
-            counted = self._quotas.usage(path)
-            if counted is not None:
-                shared = counted.referenced - counted.exclusive
-                return Ownership(exclusive=counted.exclusive, shared=shared, method=BY_QGROUP)
-        return _by_extents(path)
+        if status.mode is not Mode.FULL or not status.consistent or status.rescanning:
+            return None
+        counted = self._quotas.usage(path)
+        if counted is None:
+            return None
+        shared = counted.referenced - counted.exclusive
+        return Ownership(exclusive=counted.exclusive, shared=shared, method=BY_QGROUP)
 
 
 def _by_extents(root: Path) -> Ownership:

@@ -20,7 +20,7 @@ from store.state_db import Database
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 STATE_FILE = "fsd/state.db"
 """Below the graphroot (DESIGN 7)."""
@@ -58,6 +58,20 @@ class Size:
 
     bytes: int
     generation: int
+    measured_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """What an object holds, in bytes; the columns of table ``measures``."""
+
+    object: str
+    basis: str
+    size: int
+    exclusive: int | None
+    shared: int | None
+    freed: int | None
+    method: str
     measured_ns: int
 
 
@@ -189,6 +203,27 @@ class State:
             [key, size.generation, size.bytes, size.measured_ns],
         )
 
+    def measure(self, obj: str) -> Measure | None:
+        """What was last measured of an object such as ``layers/<id>``."""
+        rows = self._rows("SELECT * FROM measures WHERE object = ?", [obj])
+        return Measure(**dict(rows[0])) if rows else None
+
+    def measures(self) -> dict[str, Measure]:
+        """Everything that was measured, by object."""
+        return {row["object"]: Measure(**dict(row)) for row in self._rows("SELECT * FROM measures", [])}
+
+    def put_measure(self, row: Measure) -> None:
+        """Remember what an object holds."""
+        columns = tuple(Measure.__dataclass_fields__)
+        names, marks = ", ".join(columns), ", ".join("?" * len(columns))
+        values = [getattr(row, column) for column in columns]
+        self._execute(f"INSERT OR REPLACE INTO measures ({names}) VALUES ({marks})", values)
+
+    def drop_measures(self, objects: Iterable[str]) -> None:
+        """Forget what was measured of objects that are gone."""
+        rows = [(obj,) for obj in objects]
+        self._db.write(lambda c: c.executemany("DELETE FROM measures WHERE object = ?", rows))
+
     def burst(self, container_id: str) -> BurstTimes | None:
         """The times of a container's latest burst; ``None`` when it was never written through us."""
         query = "SELECT started_ns, mutated_ns FROM bursts WHERE container_id = ?"
@@ -226,6 +261,7 @@ class State:
         def delete(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM bursts WHERE container_id = ?", [container_id])
             connection.execute("DELETE FROM settings WHERE object = ?", [obj])
+            connection.execute("DELETE FROM measures WHERE object = ?", [obj])
             for table in ("sizes", "views"):
                 connection.execute(
                     f"DELETE FROM {table} WHERE key = ? OR substr(key, 1, ?) = ?",

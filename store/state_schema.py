@@ -60,4 +60,17 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (object, key)
     ) WITHOUT ROWID;
     """,
+    """
+    -- What objects hold, as measured in the background; whoever looks reads it here.
+    CREATE TABLE measures (
+        object      TEXT NOT NULL PRIMARY KEY,  -- containers/<id>, images/<id>, layers/<id>, trash/<entry>
+        basis       TEXT NOT NULL,       -- what the figures depend on, as it was: generations, relatives
+        size        INTEGER NOT NULL,    -- bytes, as containers/storage counts them
+        exclusive   INTEGER,             -- bytes on disk nothing else refers to; NULL: not known
+        shared      INTEGER,             -- bytes on disk others refer to as well; NULL: not known
+        freed       INTEGER,             -- bytes its removal would free; NULL: not known
+        method      TEXT NOT NULL,       -- how the last three were found
+        measured_ns INTEGER NOT NULL
+    ) WITHOUT ROWID;
+    """,
 )
