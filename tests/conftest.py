@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from store.config import StoreOptions
+from store.history import History
+from store.store import Store
 from tests.support import features, loops
 from tests.support.features import require
 from tests.support.rootfs import build_rootfs_tar
@@ -89,6 +92,24 @@ def store_dirs(btrfs_dir: Path) -> StoreDirs:
     dirs.graphroot.mkdir(mode=0o700)
     dirs.runroot.mkdir(mode=0o700)
     return dirs
+
+
+@pytest.fixture
+def store(store_dirs: StoreDirs) -> Iterator[Store]:
+    """The store of ``store_dirs``, open, on the btrfs driver."""
+    options = StoreOptions(
+        graphroot=str(store_dirs.graphroot), runroot=str(store_dirs.runroot), driver="btrfs"
+    )
+    with Store(options) as store:
+        yield store
+
+
+@pytest.fixture
+def history(store: Store) -> Iterator[History]:
+    """The history of ``store``."""
+    history = History(store)
+    with contextlib.closing(history.state):
+        yield history
 
 
 @pytest.fixture

@@ -29,15 +29,6 @@ from tests.support.tools import StoreDirs, ToolBox
 
 
 @pytest.fixture
-def store(store_dirs):
-    options = StoreOptions(
-        graphroot=str(store_dirs.graphroot), runroot=str(store_dirs.runroot), driver="btrfs"
-    )
-    with Store(options) as store:
-        yield store
-
-
-@pytest.fixture
 def other(btrfs_dir):
     """A second store, and podman on it."""
     dirs = StoreDirs(btrfs_dir / "g2", btrfs_dir / "r2")

@@ -7,20 +7,9 @@ import json
 import pytest
 
 from store.commit import commit
-from store.config import StoreOptions
 from store.errors import BadName, BadRecord, BadValue, ContainerUnknown
 from store.fill import fill
 from store.oci import config_document, import_rootfs
-from store.store import Store
-
-
-@pytest.fixture
-def store(store_dirs):
-    options = StoreOptions(
-        graphroot=str(store_dirs.graphroot), runroot=str(store_dirs.runroot), driver="btrfs"
-    )
-    with Store(options) as store:
-        yield store
 
 
 @pytest.fixture

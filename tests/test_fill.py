@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from store.config import StoreOptions
 from store.errors import ContainerUnknown, InUse, NoSuchSource, NotPristine
 from store.fill import fill, resolve_source
 from store.history import History
@@ -20,22 +19,6 @@ from tests.support.trees import snapshot_tree
 
 if TYPE_CHECKING:
     from store.records import Container, Image
-
-
-@pytest.fixture
-def store(store_dirs):
-    options = StoreOptions(
-        graphroot=str(store_dirs.graphroot), runroot=str(store_dirs.runroot), driver="btrfs"
-    )
-    with Store(options) as store:
-        yield store
-
-
-@pytest.fixture
-def history(store):
-    history = History(store)
-    with closing(history.state):
-        yield history
 
 
 @pytest.fixture

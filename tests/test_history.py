@@ -39,22 +39,6 @@ NOTHING_KEPT = Policy(keep_last=0, keep_hourly=0, keep_daily=0, minimum_age=0.0)
 
 
 @pytest.fixture
-def store(store_dirs):
-    options = StoreOptions(
-        graphroot=str(store_dirs.graphroot), runroot=str(store_dirs.runroot), driver="btrfs"
-    )
-    with Store(options) as store:
-        yield store
-
-
-@pytest.fixture
-def history(store):
-    history = History(store)
-    with closing(history.state):
-        yield history
-
-
-@pytest.fixture
 def web(store) -> Container:
     container = store.create_container(names=["web"])
     (rootfs(store, container) / "file").write_text("one")

@@ -12,30 +12,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from store.config import StoreOptions
 from store.errors import SnapshotExists
 from store.history import History
-from store.store import Store
 from tests.support.crash import crash
 
 if TYPE_CHECKING:
     from store.records import Container
-
-
-@pytest.fixture
-def store(store_dirs):
-    options = StoreOptions(
-        graphroot=str(store_dirs.graphroot), runroot=str(store_dirs.runroot), driver="btrfs"
-    )
-    with Store(options) as store:
-        yield store
-
-
-@pytest.fixture
-def history(store):
-    history = History(store)
-    with closing(history.state):
-        yield history
+    from store.store import Store
 
 
 @pytest.fixture

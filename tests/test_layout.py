@@ -13,20 +13,9 @@ import pytest
 
 from drivers.errors import IntegrityError
 from store.commit import commit
-from store.config import StoreOptions
 from store.errors import BadRecord, ImageUnknown, SizeUnknown
 from store.layout import docker_archive, oci_layout
 from store.oci import import_rootfs
-from store.store import Store
-
-
-@pytest.fixture
-def store(store_dirs):
-    options = StoreOptions(
-        graphroot=str(store_dirs.graphroot), runroot=str(store_dirs.runroot), driver="btrfs"
-    )
-    with Store(options) as store:
-        yield store
 
 
 @pytest.fixture

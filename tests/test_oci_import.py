@@ -18,7 +18,6 @@ import pytest
 import zstandard
 
 from drivers.errors import HostileArchive, MalformedArchive
-from store.config import StoreOptions
 from store.errors import BadName, BadValue
 from store.history import History
 from store.oci import config_document, import_rootfs
@@ -32,15 +31,6 @@ COMPRESSORS = {
     "xz": lzma.compress,
     "zstd": lambda data: zstandard.ZstdCompressor().compress(data),
 }
-
-
-@pytest.fixture
-def store(store_dirs):
-    options = StoreOptions(
-        graphroot=str(store_dirs.graphroot), runroot=str(store_dirs.runroot), driver="btrfs"
-    )
-    with Store(options) as store:
-        yield store
 
 
 @pytest.fixture(scope="session")
