@@ -10,16 +10,19 @@ from __future__ import annotations
 import errno
 import functools
 import re
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
+from drivers.options import parse_size
+from store.commit import commit
 from store.errors import BadName, BadValue, DuplicateName
 from store.fill import check_pristine, fill, resolve_source
+from store.names import normalize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fsd.live import Table
-    from fsd.site import ContainerSubject, ObjectSubject, PartSubject, Site
+    from fsd.site import ContainerSubject, ImageSubject, ObjectSubject, PartSubject, Site
     from store.history import Snapshot
 
 CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
@@ -115,6 +118,35 @@ def roll_back(subject: ContainerSubject, value: str, append: bool) -> Callable[[
     history = subject.site.history
     history.get(subject.id, name)
     return functools.partial(history.rollback, subject.id, name)
+
+
+def commit_to(subject: ContainerSubject, value: str, append: bool) -> Callable[[], object]:
+    """``echo NAME:TAG > commit`` makes an image of the container as it is now."""
+    name = value.strip()
+    if not name:
+        return _nothing
+    normalize(name)
+    return functools.partial(commit, subject.site.store, subject.id, name, state=subject.site.history.state)
+
+
+def set_limit(subject: ContainerSubject, value: str, append: bool) -> Callable[[], object]:
+    """``echo 10G > limit`` bounds the container's size on disk, ``0`` lifts it."""
+    text = value.strip()
+    if not text:
+        return _nothing
+    return functools.partial(subject.site.store.driver.set_limit, subject.record.layer, parse_size(text))
+
+
+def set_pinned(subject: ImageSubject | ContainerSubject, pinned: bool) -> None:
+    """``touch pinned`` protects from prune, expiry and rmdir; ``rm pinned`` ends that."""
+    pins = subject.site.history.pins
+    kind: Literal["images", "containers"] = "images" if subject.table == "images" else "containers"
+    (pins.pin if pinned else pins.unpin)(kind, subject.found().id)
+
+
+def set_snapshot_pinned(part: PartSubject, pinned: bool) -> None:
+    """``touch snapshots/NAME/pinned`` keeps a snapshot from retention; ``rm`` ends that."""
+    part.site.history.pin(part.owner.id, part.name, pinned)
 
 
 def _nothing() -> None:

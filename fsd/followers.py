@@ -25,6 +25,8 @@ log = logging.getLogger("fsd")
 
 WATCH_SECONDS = 1.0
 """How often the tables are looked at where inotify is not to be had; also after a missed event."""
+MEASURE_SECONDS = 2.0
+"""How often what stats asked for is measured; the budget of ``fsd.diffs`` bounds what that costs."""
 EXPIRE_SECONDS = 60.0
 """How often retention runs; it deletes at most 20 snapshots a minute (DESIGN 5)."""
 
@@ -33,6 +35,7 @@ async def follow(site: Site, inodes: Inodes) -> None:
     """Run every follower until cancelled."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_follow_tables, site, inodes)
+        nursery.start_soon(_every, MEASURE_SECONDS, site.diffs.measure_wanted)
         if site.history.supported:
             nursery.start_soon(_every, EXPIRE_SECONDS, site.history.expire)
 

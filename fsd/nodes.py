@@ -12,14 +12,18 @@ store locks and are called in a worker thread. None of them knows pyfuse3.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
+from fsd.contents import Rendered
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from fsd.contents import Content, Sink
     from fsd.site import Subject
     from fsd.views import ViewSpec
 
@@ -82,6 +86,11 @@ class Kind:
         """Whether writing the entry is a command."""
         return False
 
+    @property
+    def takes_attributes(self) -> bool:
+        """Whether setting mode, owner and times is let pass, without effect."""
+        return False
+
     def attributes(self, node: Node) -> Attributes:
         """Mode, true size and time of the last change."""
         return Attributes(self.mode, len(self.content(node)), node.subject.changed_ns())
@@ -89,6 +98,14 @@ class Kind:
     def content(self, node: Node) -> bytes:
         """The bytes of a file, rendered now."""
         node.refuse(errno.EISDIR if stat.S_ISDIR(self.mode) else errno.EINVAL, "it has no content to read")
+
+    def open_content(self, node: Node) -> Content:
+        """What an open file is read from; by default its content, rendered now."""
+        return Rendered(self.content(node))
+
+    def open_sink(self, node: Node) -> Sink | None:
+        """What takes a file's worth of bytes; ``None`` where each write is one value (:meth:`accept`)."""
+        return None
 
     def target(self, node: Node) -> str:
         """Where a symlink points."""
@@ -109,6 +126,14 @@ class Kind:
     def mkdir(self, node: Node, name: str) -> None:
         """Make the entry ``name``."""
         node.refuse(errno.EPERM, f"nothing can be made here; {name!r} was not created")
+
+    def create(self, node: Node, name: str, regular: bool) -> Node:
+        """Make the file ``name``, a regular one or a special one, and return its entry."""
+        node.refuse(errno.EPERM, f"{name!r}: files can be made below a rootfs only")
+
+    def symlink(self, node: Node, name: str, target: str) -> None:
+        """Make the symlink ``name``."""
+        node.refuse(errno.EPERM, f"{name!r}: symbolic links can be made below a rootfs only")
 
     def rmdir(self, node: Node, name: str) -> None:
         """Remove the directory ``name``."""
@@ -245,10 +270,36 @@ class DirectoryKind(Kind):
 
 
 @dataclass(frozen=True)
+class Flag(Kind):
+    """An empty file that is there while something is so: ``touch`` sets it, ``rm`` takes it away.
+
+    ``since_ns`` tells since when, ``None`` while it is not so; ``change`` makes it so or not.
+    """
+
+    since_ns: Callable[[Any], int | None]
+    change: Callable[[Any, bool], object]
+    mode = stat.S_IFREG | 0o644
+    writable = True
+    takes_attributes = True
+
+    def attributes(self, node: Node) -> Attributes:
+        """Its time is when it was set."""
+        return Attributes(self.mode, 0, self.since_ns(node.subject) or node.subject.changed_ns())
+
+    def content(self, node: Node) -> bytes:
+        """Nothing: that it is there is what it says."""
+        return b""
+
+    def accept(self, node: Node, data: bytes, append: bool) -> Callable[[], object]:
+        """Let ``echo > pinned`` pass as ``touch`` does; what is written says nothing more."""
+        return functools.partial(self.change, node.subject, True)
+
+
+@dataclass(frozen=True)
 class Directory(DirectoryKind):
     """A directory with a fixed set of routes, in listing order.
 
-    A ``Link`` without a target and a route whose ``present`` says no are left out.
+    Left out are a ``Link`` without a target, a ``Flag`` that is not set, and what ``present`` says no to.
     """
 
     routes: dict[str, Kind]
@@ -267,10 +318,28 @@ class Directory(DirectoryKind):
             if self._has(node, name, kind):
                 yield name, node.child(name, kind)
 
+    def create(self, node: Node, name: str, regular: bool) -> Node:
+        """Set the flag ``name``; nothing else can be made."""
+        kind = self.routes.get(name)
+        if not isinstance(kind, Flag) or not regular:
+            return super().create(node, name, regular)
+        child = node.child(name, kind)
+        kind.change(child.subject, True)
+        return child
+
+    def unlink(self, node: Node, name: str) -> None:
+        """Take the flag ``name`` away; attributes stay."""
+        kind = self.routes.get(name)
+        if not isinstance(kind, Flag):
+            return super().unlink(node, name)
+        kind.change(node.subject, False)
+
     def _has(self, node: Node, name: str, kind: Kind) -> bool:
         test = self.present.get(name)
         if test is not None and not test(node.subject):
             return False
+        if isinstance(kind, Flag):
+            return kind.since_ns(node.subject) is not None
         return not isinstance(kind, Link) or kind.to(node.subject) is not None
 
 

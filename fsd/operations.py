@@ -14,12 +14,13 @@ import itertools
 import os
 import stat
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pyfuse3
 import trio
 from pyfuse3 import FileHandleT, FileInfo, FUSEError, InodeT
 
+from fsd.contents import Rendered, Stream
 from fsd.errnos import ERROR_XATTR, barrier
 from fsd.inodes import REAL_TREES, Inodes
 from fsd.naming import NAME_MAX
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from pyfuse3 import EntryAttributes, RequestContext
 
+    from fsd.contents import Content, Sink
     from fsd.nodes import Attributes, Node
     from fsd.rootfs import Rootfs
     from fsd.site import Site
@@ -42,10 +44,11 @@ _TRUNCATE_ONLY = ("update_mode", "update_uid", "update_gid")
 
 @dataclass(slots=True)
 class Opened:
-    """An open synthetic file: its content as it was when opened, and the work its writes asked for.
+    """An open synthetic file: what it is read from, and the work its writes asked for.
 
     ``working`` is held while the work is done, and ``failure`` is kept: a process that forks flushes the
-    file once for each copy of the descriptor, and every one of them is told how it went.
+    file once for each copy of the descriptor, and every one of them is told how it went. A ``sink`` takes
+    what is written where that is more than one value; ``fresh`` says that it has not been applied yet.
     """
 
     node: Node
@@ -53,7 +56,9 @@ class Opened:
     pid: int
     uid: int
     append: bool
-    content: bytes = b""
+    content: Content = field(default_factory=lambda: Rendered(b""))
+    sink: Sink | None = None
+    fresh: bool = False
     work: list[Callable[[], object]] = field(default_factory=list)
     working: trio.Lock = field(default_factory=trio.Lock)
     failure: Exception | None = None
@@ -132,9 +137,18 @@ class Operations(pyfuse3.Operations):
         fh: FileHandleT | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        """Truncating a writable attribute is part of writing it; anything else is refused."""
+        """Truncating a writable attribute is part of writing it; anything else is refused.
+
+        What takes whole files takes no notice of their mode and owner: ``cp -p`` and ``mv`` set both.
+        """
         node = self._node(inode)
-        if any(getattr(fields, name) for name in _TRUNCATE_ONLY) or not node.kind.writable:
+        opened = self._handles.get(fh) if fh is not None else None
+        sink = opened.sink if isinstance(opened, Opened) else None
+        if sink is not None and fields.update_size:
+            await self._work(sink.truncate, attr.st_size)
+        elif not node.kind.takes_attributes and (
+            not node.kind.writable or any(getattr(fields, name) for name in _TRUNCATE_ONLY)
+        ):
             node.refuse(errno.EPERM, "mode, owner and times of this entry are fsd's own")
         return await self._attributes(node)
 
@@ -230,20 +244,31 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent_inode: InodeT, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        """Files are made below a rootfs only."""
-        self._no_new_entry(parent_inode, name)
+        """Make a file, where the directory takes new ones."""
+        parent = self._node(parent_inode)
+        node = await self._work(parent.kind.create, parent, _entry_name(name), True)
+        opened = await self._opened(node, self.inodes.number(node), flags, ctx)
+        entry = await self._entry(node)
+        return FileInfo(fh=self._open(opened), direct_io=True), entry
 
     async def mknod(
         self, parent_inode: InodeT, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
-        """Files are made below a rootfs only."""
-        self._no_new_entry(parent_inode, name)
+        """Make a file, where the directory takes new ones."""
+        parent = self._node(parent_inode)
+        node = await self._work(parent.kind.create, parent, _entry_name(name), stat.S_ISREG(mode))
+        return await self._entry(node)
 
     async def symlink(
         self, parent_inode: InodeT, name: bytes, target: bytes, ctx: RequestContext
     ) -> EntryAttributes:
-        """Symlinks are made below a rootfs only."""
-        self._no_new_entry(parent_inode, name)
+        """Make a symlink, where that says something: a further name of an object."""
+        parent, entry = self._node(parent_inode), _entry_name(name)
+        await self._work(parent.kind.symlink, parent, entry, os.fsdecode(target))
+        child = await self._call(parent, parent.kind.lookup, entry)
+        if child is None:
+            raise FUSEError(errno.ESTALE)
+        return await self._entry(child)
 
     async def link(
         self, inode: InodeT, new_parent_inode: InodeT, new_name: bytes, ctx: RequestContext
@@ -259,19 +284,35 @@ class Operations(pyfuse3.Operations):
         writes = flags & os.O_ACCMODE != os.O_RDONLY
         if writes and not node.kind.writable:
             node.refuse(errno.EPERM, "this file is made by fsd and cannot be written")
+        opened = await self._opened(node, inode, flags, ctx)
+        seekable = not isinstance(opened.content, Stream)
+        return FileInfo(fh=self._open(opened), direct_io=True, nonseekable=not seekable)
+
+    async def _opened(self, node: Node, inode: InodeT, flags: int, ctx: RequestContext) -> Opened:
         opened = Opened(node, inode, ctx.pid, ctx.uid, bool(flags & os.O_APPEND))
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            opened.sink = await self._call(node, node.kind.open_sink)
         if flags & os.O_ACCMODE != os.O_WRONLY:
-            opened.content = await self._call(node, node.kind.content)
-        return FileInfo(fh=self._open(opened), direct_io=True)
+            opened.content = await self._call(node, node.kind.open_content)
+        return opened
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         """A part of the content."""
-        return cast("Opened", self._handles[fh]).content[off : off + size]
+        content = cast("Opened", self._handles[fh]).content
+        if isinstance(content, Stream):
+            return await content.next_bytes(size)
+        if content.blocking:
+            return cast("bytes", await self._work(content.read_at, off, size))
+        return content.read_at(off, size)
 
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        """One whole value: checked now, done when the file is flushed."""
+        """One whole value: checked now, done when the file is flushed. A sink takes the bytes."""
         opened = cast("Opened", self._handles[fh])
         node = opened.node
+        if opened.sink is not None:
+            await self._work(opened.sink.write_at, off, bytes(buf))
+            opened.fresh, opened.failure = True, None
+            return len(buf)
         work = await self._work(node.kind.accept, node, bytes(buf), opened.append)
         opened.work.append(work)
         opened.failure = None
@@ -281,6 +322,8 @@ class Operations(pyfuse3.Operations):
         """Do what the writes asked for; ``close`` reports a failure."""
         opened = cast("Opened", self._handles[fh])
         async with opened.working:
+            if opened.sink is not None and opened.fresh:
+                opened.work, opened.fresh = [opened.sink.apply], False
             if not opened.work and opened.failure is None:
                 return
             while opened.work and opened.failure is None:
@@ -294,12 +337,19 @@ class Operations(pyfuse3.Operations):
             await self._replaced(opened.node)
 
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
-        """As for flush: a program that syncs wants to know."""
-        await self.flush(fh)
+        """As for flush: a program that syncs wants to know. A sink waits for the end."""
+        if cast("Opened", self._handles[fh]).sink is None:
+            await self.flush(fh)
 
     async def release(self, fh: FileHandleT) -> None:
         """Close a file."""
-        self._handles.pop(fh, None)
+        opened = cast("Opened", self._handles.pop(fh))
+        if opened.sink is not None:
+            await self._work(opened.sink.close)
+        if opened.content.blocking:
+            await self._work(opened.content.close)
+        else:
+            opened.content.close()
 
     # -- extended attributes -------------------------------------------------------------------
 
@@ -344,10 +394,6 @@ class Operations(pyfuse3.Operations):
             return self.inodes.node(inode)
         except KeyError:
             raise FUSEError(errno.ESTALE) from None
-
-    def _no_new_entry(self, parent_inode: InodeT, name: bytes) -> NoReturn:
-        node = self._node(parent_inode)
-        node.refuse(errno.EPERM, f"{os.fsdecode(name)!r}: files can be made below a rootfs only")
 
     async def _call(self, node: Node, method: Callable[..., Any], *args: Any) -> Any:
         if node.kind.blocking:

@@ -312,6 +312,28 @@ def rundata_view(container: ContainerSubject) -> ViewSpec:
     )
 
 
+def limit(container: ContainerSubject) -> str:
+    """The size limit in bytes, 0 without one."""
+    return str(container.site.store.driver.limit(container.record.layer))
+
+
+def has_limits(container: ContainerSubject) -> bool:
+    """Whether the driver can limit sizes."""
+    return container.site.store.driver.capabilities.quota
+
+
+def pinned_ns(subject: ImageSubject | ContainerSubject) -> int | None:
+    """Since when the object is pinned."""
+    pins = subject.site.history.pins
+    return pins.pinned_ns("images" if subject.table == "images" else "containers", subject.id)
+
+
+def snapshot_pinned_ns(part: PartSubject) -> int | None:
+    """Since when at the latest the snapshot is pinned: nobody wrote down when."""
+    snapshot = snapshot_of(part)
+    return snapshot.created_ns if snapshot.pinned else None
+
+
 # -- snapshots ---------------------------------------------------------------------------------
 
 

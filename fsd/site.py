@@ -11,7 +11,9 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, cast
 
+from fsd.diffs import Differences
 from fsd.errnos import ErrorRing
+from fsd.layouts import Layouts
 from fsd.live import Live, Now, Table
 from store.errors import ContainerUnknown, ImageUnknown, LayerUnknown, StoreError
 
@@ -39,9 +41,13 @@ class Site:
     live: Live = field(init=False)
     errors: ErrorRing = field(default_factory=ErrorRing)
     started_ns: int = field(default_factory=time.time_ns)
+    diffs: Differences = field(init=False)
+    layouts: Layouts = field(init=False)
 
     def __post_init__(self) -> None:
         self.live = Live(self.store)
+        self.diffs = Differences(self.store, self.history.state)
+        self.layouts = Layouts(self.store)
 
     @property
     def now(self) -> Now:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fsd import control
+from fsd.images import Repository, RepositorySubject
 from fsd.nodes import Alias, DirectoryKind, Link, Node
 from fsd.site import SUBJECTS, NamesSubject, PathSubject
 
@@ -46,6 +47,9 @@ class Table(DirectoryKind):
             return self._object(node, full, places.objects[full])
         if full in places.listings:
             return self._directory(node, full)
+        if names.table == "images" and "/" in full and names.site.layouts.has_repository(full):
+            repository = RepositorySubject(names.site, full)
+            return Node(Repository(), repository, f"repository:{full}", f"{names.table}/{full}")
         found = now.find(names.table, full)
         if found in places.paths:
             target = PathSubject(names.site, f"{names.table}/{places.paths[found]}", names)

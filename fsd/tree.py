@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from fsd import render as r
-from fsd.control import fill_from, roll_back, set_metadata, set_names
-from fsd.nodes import Blob, Directory, Link, Many, Node, RealTree, SlowText, Text
+from fsd.compared import CHANGES, DIFF, DiffTable
+from fsd.control import (
+    commit_to,
+    fill_from,
+    roll_back,
+    set_limit,
+    set_metadata,
+    set_names,
+    set_pinned,
+    set_snapshot_pinned,
+)
+from fsd.images import IMAGE_TAR, Layout
+from fsd.nodes import Blob, Directory, Flag, Link, Many, Node, RealTree, SlowText, Text
 from fsd.site import Site, Subject
 from fsd.snapshots import SnapshotTable
 from fsd.tables import Table
 
 LINK = Link(lambda s: s.path)
+PINNED = Flag(r.pinned_ns, set_pinned)
 BIG_DATA = Many(r.big_data, Blob(r.read_big_data, r.big_data_size))
 
 LAYER = Directory(
@@ -35,6 +47,8 @@ LAYER = Directory(
         "json": Text(r.record_json),
         "path": Link(r.layer_directory),
         "big-data": BIG_DATA,
+        "changes": CHANGES,
+        "diff.tar": DIFF,
         "rootfs": RealTree(r.layer_view),
     }
 )
@@ -58,15 +72,21 @@ IMAGE = Directory(
         "manifest.json": SlowText(r.manifest),
         "config.json": SlowText(r.image_config),
         "history": SlowText(r.image_history),
+        "changes": CHANGES,
+        "oci": Layout(),
+        "image.tar": IMAGE_TAR,
+        "pinned": PINNED,
         "rootfs": RealTree(r.image_view),
     },
-    present={"rootfs": lambda s: bool(s.record.layer)},
+    present={"rootfs": lambda s: bool(s.record.layer), "changes": lambda s: bool(s.record.layer)},
 )
 
 SNAPSHOT = Directory(
     {
         "created": Text(r.snapshot_created),
         "reason": Text(r.snapshot_reason),
+        "pinned": Flag(r.snapshot_pinned_ns, set_snapshot_pinned),
+        "changes": CHANGES,
         "rootfs": RealTree(r.snapshot_view),
     }
 )
@@ -86,7 +106,12 @@ CONTAINER = Directory(
         "uidmap": Text(lambda s: r.id_map(s.record.uidmap)),
         "gidmap": Text(lambda s: r.id_map(s.record.gidmap)),
         "path": Link(r.layer_directory),
+        "limit": SlowText(r.limit, set_limit),
         "rollback": Text(lambda s: "", roll_back),
+        "commit": Text(lambda s: "", commit_to),
+        "pinned": PINNED,
+        "changes": CHANGES,
+        "diff.tar": DIFF,
         "big-data": BIG_DATA,
         "userdata": RealTree(r.userdata_view),
         "rundata": RealTree(r.rundata_view),
@@ -94,6 +119,7 @@ CONTAINER = Directory(
         "rootfs": RealTree(r.container_view),
     },
     present={
+        "limit": r.has_limits,
         "userdata": r.has_userdata,
         "rundata": r.has_rundata,
     },
@@ -105,6 +131,7 @@ ROOT = Directory(
         "layers": Table("layers", LAYER),
         "images": Table("images", IMAGE),
         "containers": Table("containers", CONTAINER),
+        "diff": DiffTable(Directory({"changes": CHANGES, "diff.tar": DIFF})),
         "control": Directory(
             {
                 "status": SlowText(r.status),

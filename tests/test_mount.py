@@ -72,7 +72,7 @@ def _write(path: Path, text: str, mode: str = "w") -> None:
 
 def test_tree_lists_each_object_once(tree, podman):
     top = tree.path
-    assert sorted(os.listdir(top)) == ["README", "containers", "control", "images", "layers"]
+    assert sorted(os.listdir(top)) == ["README", "containers", "control", "diff", "images", "layers"]
     assert os.listdir(top / "images") == ["localhost"]
     assert sorted(os.listdir(top / "images" / "localhost")) == ["base:1", "top:1"]
     assert os.listdir(top / "containers") == ["made-by-podman"]

@@ -1,0 +1,230 @@
+"""``changes`` and ``diff.tar``: what differs between two trees, with sizes a ``stat`` can afford.
+
+A comparison costs about as much as there are changes, so its results are kept: the text in memory, the
+sizes in fsd's state, both with the generations of the two trees. A ``stat`` compares as long as the
+budget lasts; beyond it, and where a whole tree would have to be walked, the size shows as 0 (or as it
+last was) until the background has measured it. Reading always compares when nothing current is known.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from drivers.base import Compression
+from fsd.budget import Budget
+from fsd.contents import Archive, Content, Opened, Rendered
+from store.comparison import Side, compared, describe_changes, generation_of
+from store.durable import file_state
+from store.state import Size
+from store.virtual import of_stream
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from drivers.tarindex import SeekableDiff
+    from store.records import Layer
+    from store.state import State
+    from store.store import Store
+
+EMPTY_ARCHIVE = 1024
+"""Bytes of a tar with nothing in it: two blocks of zeros."""
+KEPT_BYTES = 16 << 20
+SHARE, BURST = 0.1, 2.0
+"""A stat may start comparisons for 2 s at once, and for a tenth of the time in the long run."""
+_GENERATION_BITS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """What ``new`` changes against ``old``; all of it where there is no old tree."""
+
+    new: Side
+    old: Side | None
+
+    @property
+    def key(self) -> str:
+        """What tells the pair from any other."""
+        return f"{self.new.key}..{self.old.key if self.old else ''}"
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Bytes of the list of changes and of their archive."""
+
+    changes: int
+    archive: int
+
+
+_NOTHING = Sizes(0, EMPTY_ARCHIVE)
+
+
+class Differences:
+    """Comparisons of one store's trees, each done once as long as the trees stay as they are."""
+
+    def __init__(self, store: Store, state: State) -> None:
+        self._store = store
+        self._state = state
+        self._budget = Budget(SHARE, BURST)
+        self._texts: OrderedDict[str, tuple[int, bytes]] = OrderedDict()
+        self._sizes: dict[str, tuple[int, Sizes]] = {}
+        self._wanted: OrderedDict[str, Pair] = OrderedDict()
+        self._lock = threading.Lock()
+        self._working: dict[str, threading.Lock] = {}
+
+    # -- what is shown -------------------------------------------------------------------------
+
+    def sizes(self, pair: Pair) -> Sizes:
+        """The sizes as far as they can be had cheaply; never walks a tree."""
+        stamp = self._stamp(pair)
+        if self._untouched(pair):
+            return _NOTHING
+        known = self._known(pair, stamp)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        if stamp is not None and pair.old is not None and self._budget.left > 0:
+            with self._budget.spending():
+                return self._compare(pair)[1]
+        if stamp is not None:
+            self._want(pair)
+        return known[1] if known else Sizes(0, 0)
+
+    def changes(self, pair: Pair) -> bytes:
+        """The list of changes as it is now."""
+        stamp = self._stamp(pair)
+        if self._untouched(pair):
+            return b""
+        with self._lock:
+            kept = self._texts.get(pair.key)
+        return kept[1] if kept and stamp is not None and kept[0] == stamp else self._compare(pair)[0]
+
+    def archive(self, pair: Pair) -> Content:
+        """The archive of the changes, of one point in time where the driver can."""
+        if self._untouched(pair):
+            return Rendered(bytes(EMPTY_ARCHIVE))
+        stamp = self._stamp(pair)
+        with ExitStack() as stack:
+            found = stack.enter_context(compared(self._store, pair.new, pair.old))
+            size = found.archive_size()
+            self._keep(pair, stamp, describe_changes(found), size)
+            return Opened(of_stream(size, found.archive), stack.pop_all())
+
+    # -- in the background ---------------------------------------------------------------------
+
+    def measure_wanted(self) -> int:
+        """Compare what stats have asked for, as far as the budget goes; the number of pairs done."""
+        done = 0
+        while self._budget.left > 0:
+            with self._lock:
+                if not self._wanted:
+                    break
+                _, pair = self._wanted.popitem(last=False)
+            with self._budget.spending():
+                self._compare(pair)
+            done += 1
+        return done
+
+    @property
+    def backlog(self) -> int:
+        """Pairs that wait to be measured."""
+        return len(self._wanted)
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _stamp(self, pair: Pair) -> int | None:
+        """Both generations in one number; ``None`` where the driver has none."""
+        new = generation_of(self._store, pair.new)
+        old = generation_of(self._store, pair.old) if pair.old else 0
+        return None if new is None or old is None else new << _GENERATION_BITS | old
+
+    def _untouched(self, pair: Pair) -> bool:
+        """Whether a copy was never written since it was made."""
+        new, old = pair.new, pair.old
+        if old is None or not new.layer or not old.layer:
+            return False
+        return self._store.driver.is_untouched(new.layer, old.layer)
+
+    def _known(self, pair: Pair, stamp: int | None) -> tuple[int, Sizes] | None:
+        known = self._sizes.get(pair.key)
+        if known is None and stamp is not None:
+            rows = [self._state.size(f"{kind}/{pair.key}") for kind in ("changes", "diff")]
+            if rows[0] and rows[1] and rows[0].generation == rows[1].generation:
+                known = rows[0].generation, Sizes(rows[0].bytes, rows[1].bytes)
+                self._sizes[pair.key] = known
+        return known
+
+    def _compare(self, pair: Pair) -> tuple[bytes, Sizes]:
+        """Compare now; who asks for the same meanwhile waits for the same answer."""
+        with self._lock:
+            working = self._working.setdefault(pair.key, threading.Lock())
+        with working:
+            self._working.pop(pair.key, None)
+            stamp = self._stamp(pair)
+            with self._lock:
+                kept = self._texts.get(pair.key)
+                sizes = self._sizes.get(pair.key)
+            if stamp is not None and kept and sizes and kept[0] == sizes[0] == stamp:
+                return kept[1], sizes[1]
+            with compared(self._store, pair.new, pair.old) as found:
+                text, size = describe_changes(found), found.archive_size()
+            return text, self._keep(pair, stamp, text, size)
+
+    def _keep(self, pair: Pair, stamp: int | None, text: bytes, size: int) -> Sizes:
+        """Remember a result.
+
+        The generations were read before the trees were copied: a write in between makes the result newer
+        than its stamp, and the next look compares once more.
+        """
+        sizes = Sizes(len(text), size)
+        generation = -1 if stamp is None else stamp
+        with self._lock:
+            self._texts[pair.key] = generation, text
+            self._texts.move_to_end(pair.key)
+            self._sizes[pair.key] = generation, sizes
+            kept = sum(len(data) for _, data in self._texts.values())
+            while kept > KEPT_BYTES and len(self._texts) > 1:
+                kept -= len(self._texts.popitem(last=False)[1][1])
+        if stamp is not None:
+            now = time.time_ns()
+            for kind, count in (("changes", sizes.changes), ("diff", sizes.archive)):
+                row = Size(bytes=count, generation=stamp, measured_ns=now)
+                self._state.put_size(f"{kind}/{pair.key}", row)
+        return sizes
+
+    def _want(self, pair: Pair) -> None:
+        with self._lock:
+            self._wanted[pair.key] = pair
+
+
+# -- archives layers were made from ----------------------------------------------------------------
+
+
+def exact_archive(store: Store, layer: Layer) -> Content | None:
+    """The archive a layer was made from, byte for byte; ``None`` where it cannot be rebuilt."""
+    if not layer.diff_digest or not _tar_split(store, layer):
+        return None
+    file = of_stream(layer.diff_size, partial(store.diff, layer.id, compression=Compression.NONE))
+    return Archive(file, partial(_index, store, layer))
+
+
+def has_exact_archive(store: Store, layer: Layer) -> bool:
+    """Whether :func:`exact_archive` gives one."""
+    return bool(layer.diff_digest and _tar_split(store, layer))
+
+
+def _tar_split(store: Store, layer: Layer) -> str:
+    paths = store.tar_split_paths(layer.id)
+    return next((str(path) for path in paths if file_state(path).size > 0), "")
+
+
+@contextmanager
+def _index(store: Store, layer: Layer) -> Iterator[SeekableDiff]:
+    from drivers.tarindex import SeekableDiff
+
+    with store.driver.mounted(layer.id) as root, SeekableDiff(_tar_split(store, layer), root) as index:
+        yield index

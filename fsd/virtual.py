@@ -1,0 +1,60 @@
+"""Files too large to keep in memory: made while they are read, at any offset, with their true size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fsd.nodes import Attributes, Kind
+
+if TYPE_CHECKING:
+    from fsd.contents import Content, Sink
+    from fsd.nodes import Node
+
+
+@dataclass(frozen=True)
+class LargeFile(Kind):
+    """A file served from a :class:`~fsd.contents.Content` of its own for every handle.
+
+    Attributes:
+        length: its size in bytes without making it; a ``stat`` asks for nothing else.
+        opened: opens the content.
+        sink: takes what is written to it; read-only without one. It raises where the subject takes nothing.
+    """
+
+    length: Callable[[Any], int]
+    opened: Callable[[Any], Content]
+    sink: Callable[[Any], Sink] | None = None
+    blocking = True
+
+    @property
+    def writable(self) -> bool:
+        """Whether there is something that takes what is written."""
+        return self.sink is not None
+
+    @property
+    def takes_attributes(self) -> bool:
+        """Copying tools set mode and times of what they wrote."""
+        return self.sink is not None
+
+    def attributes(self, node: Node) -> Attributes:
+        """The true size, where it is known."""
+        mode = self.mode | (0o200 if self.sink else 0)
+        return Attributes(mode, self.length(node.subject), node.subject.changed_ns())
+
+    def content(self, node: Node) -> bytes:
+        """All of it; for small files."""
+        content = self.open_content(node)
+        try:
+            return content.read_at(0, self.length(node.subject))
+        finally:
+            content.close()
+
+    def open_content(self, node: Node) -> Content:
+        """The content of one handle."""
+        return self.opened(node.subject)
+
+    def open_sink(self, node: Node) -> Sink | None:
+        """What takes the bytes written through one handle."""
+        return None if self.sink is None else self.sink(node.subject)
