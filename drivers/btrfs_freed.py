@@ -52,6 +52,7 @@ class _Count:
         self._kept = kept
         self._files: set[_Version] = set()
         self._extents: set[int] = set()
+        self._alive: set[int] | None = None
         self.exclusive = 0
         self.shared = 0
 
@@ -67,18 +68,21 @@ class _Count:
             if extent.physical in self._extents:
                 continue
             self._extents.add(extent.physical)
-            if extent.shared and _is_foreign(root, extent.physical, self._own):
+            if extent.shared and self._is_foreign(root, extent.physical):
                 self.shared += extent.length
             else:
                 self.exclusive += extent.length
 
-
-def _is_foreign(root: Path, physical: int, own: set[int]) -> bool:
-    """Whether a subvolume not among ``own`` refers to an extent; without privilege, nobody knows: yes."""
-    try:
-        return not btrfs_tree.referring_subvolumes(root, physical) <= own
-    except PermissionError:
-        return True
+    def _is_foreign(self, root: Path, physical: int) -> bool:
+        """Whether a subvolume not among the own refers to an extent; without privilege, nobody knows: yes."""
+        try:
+            others = btrfs_tree.referring_subvolumes(root, physical) - self._own
+            if others and self._alive is None:
+                self._alive = btrfs_tree.subvolume_ids(root)
+        except PermissionError:
+            return True
+        # The kernel's cleaner may not have come yet to subvolumes that are removed already.
+        return bool(others and others & (self._alive or set()))
 
 
 def _files(root: Path) -> Iterator[tuple[_Version, os.DirEntry[str]]]:

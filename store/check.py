@@ -119,7 +119,7 @@ class Checks(Diffs, Deletions, Staging):
         with self.transaction(layers="r", images="r", containers="r") as tx:
             held = set(self.driver.layer_ids()) - self.staged_ids()
             view = tx.layers.view
-            leftovers = list(self._leftover_paths())
+            leftovers = list(self.leftover_paths())
         for table, path in leftovers:
             text = "it belongs to no record"
             yield Problem(kind=Kind.LEFTOVER, table=table, id=str(path), text=text)
@@ -194,7 +194,7 @@ class Checks(Diffs, Deletions, Staging):
                 for text in _check_items(container, self._directory_of(container), manifests=False):
                     yield _container(Kind.BAD_DATA, container, text)
 
-    def _leftover_paths(self) -> Iterator[tuple[str, Path]]:
+    def leftover_paths(self) -> Iterator[tuple[str, Path]]:
         """Directories and tar-split files of IDs no table has, and temporary files of dead writers."""
         tables, staged = self.tables, self.staged_ids()
         views: list[View[Layer] | View[Image] | View[Container]]
@@ -231,7 +231,7 @@ class Checks(Diffs, Deletions, Staging):
         for layer_id in removed:
             with suppress(DriverLayerUnknown):
                 self.driver.remove(layer_id)
-        for _, path in list(self._leftover_paths()):
+        for _, path in list(self.leftover_paths()):
             remove_tree(path)
             removed.append(str(path))
         return removed

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 Subject = Layer | Image | Container | Entry
 MAX_AGE: Final = 24 * 3600.0
 """Seconds after which figures are measured again although nothing seems to have changed."""
+ORPHANS: Final = "orphans"
+"""The kind of figures :mod:`store.orphans` keeps itself."""
 UNKNOWN: Final = "unknown"
 """The method where the driver cannot tell."""
 
@@ -118,7 +120,8 @@ class Sizes:
         now = time.time_ns() if now_ns is None else now_ns
         known = self._state.measures()
         subjects = dict(self._subjects())
-        self._state.drop_measures(known.keys() - subjects.keys())
+        gone = known.keys() - subjects.keys()
+        self._state.drop_measures(obj for obj in gone if not obj.startswith(f"{ORPHANS}/"))
         # Those after the one the last call ended with come first, so that each has its turn.
         order = sorted(subjects, key=lambda obj: (obj in known, obj <= self._cursor, obj))
         measured = 0

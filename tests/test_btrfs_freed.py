@@ -93,6 +93,13 @@ def test_shared_and_exclusive_add_up_to_what_is_there(family) -> None:
     assert (said.exclusive, said.shared) == (6 * MIB, 8 * MIB)
 
 
+def test_a_subvolume_that_is_removed_but_not_cleaned_yet_holds_nothing(family) -> None:
+    family.snapshots().remove("top/s")
+    family.remove("top")
+    family.finish_removals()
+    assert family.freed(["middle"], beside="base").exclusive == 4 * MIB
+
+
 def test_layers_set_aside_count_as_well(family) -> None:
     family.snapshots().remove("top/s")
     family.aside().put("top", "entry/top")
