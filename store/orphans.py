@@ -80,9 +80,9 @@ class Orphans:
         found = [*self._layers(now), *self._snapshots(), *self._set_aside()]
         return tuple(sorted(found, key=lambda orphan: (orphan.born_ns, orphan.id)))
 
-    def get(self, orphan_id: str) -> Orphan:
+    def get(self, orphan_id: str, now_ns: int | None = None) -> Orphan:
         """One orphan; ``OrphanUnknown``."""
-        for orphan in self.list():
+        for orphan in self.list(now_ns):
             if orphan.id == orphan_id:
                 return orphan
         raise OrphanUnknown(f"there is no orphan {orphan_id!r:.80} (any more)")
@@ -186,7 +186,7 @@ class Orphans:
 
     # -- reaping -------------------------------------------------------------------------------
 
-    def reap(self, orphan_id: str) -> Orphan:
+    def reap(self, orphan_id: str, now_ns: int | None = None) -> Orphan:
         """Remove an orphan for good, because somebody asks for it.
 
         Raises:
@@ -194,7 +194,7 @@ class Orphans:
             InUse: a process is at work in it; LayerMounted; Pinned: one of the snapshots
             LockTimeout
         """
-        orphan = self.get(orphan_id)
+        orphan = self.get(orphan_id, now_ns)
         if orphan.path is not None and orphan.path.is_dir():
             at_work = holders(orphan.path)
             if at_work:
@@ -214,7 +214,7 @@ class Orphans:
         for orphan in self.list(now):
             if orphan.ours and now - orphan.born_ns >= minimum_age * SECOND and not self._is_wanted(orphan):
                 with suppress(OrphanUnknown, InUse, Pinned, DriverError):
-                    reaped.append(self.reap(orphan.id))
+                    reaped.append(self.reap(orphan.id, now))
         return tuple(reaped)
 
     def _is_wanted(self, orphan: Orphan) -> bool:

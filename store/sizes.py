@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from store.catalog import Catalog
     from store.history import History
+    from store.orphans import Orphan
     from store.trash import Trash
 
 log = logging.getLogger(__name__)
@@ -150,25 +151,22 @@ class Sizes:
         images: Collection[str] = (),
         containers: Collection[str] = (),
         trash: Collection[str] = (),
-        layers: Collection[str] = (),
+        orphans: Collection[Orphan] = (),
     ) -> int | None:
         """Bytes that removing all of these at once would free, measured now; ``None`` if nobody knows.
 
         What several of them share with each other counts, which no sum over single figures can tell.
-
-        Args:
-            layers: IDs of layers in the driver, with or without a record.
         """
-        catalog = self._store.catalog()
-        doomed = [*layers, *own_layers(catalog, images, containers)]
-        snapshots = [s for container_id in containers for s in self._snapshot_keys(container_id)]
-        aside: list[str] = []
+        layers = own_layers(self._store.catalog(), images, containers)
+        layers += [orphan.key for orphan in orphans if orphan.kind == "layer"]
+        gone = [*containers, *(orphan.key for orphan in orphans if orphan.kind == "snapshots")]
+        snapshots = [key for container_id in gone for key in self._snapshot_keys(container_id)]
+        aside = [orphan.key for orphan in orphans if orphan.kind == "aside"]
         for entry_id in trash:
             group = self._entry_group(self._trash.get(entry_id))
             aside += group.aside
             snapshots += group.snapshots
-        group = _Group(layers=tuple(doomed), snapshots=tuple(snapshots), aside=tuple(aside))
-        return self._freed(group)[2]
+        return self._freed(_Group(layers=tuple(layers), snapshots=tuple(snapshots), aside=tuple(aside)))[2]
 
     # -- one object ----------------------------------------------------------------------------
 

@@ -127,7 +127,7 @@ def test_one_that_got_a_record_meanwhile_is_not_reaped(store, orphans, soon, mon
     found = orphans.get(STRAY)
     store.driver.remove(STRAY)
     store.create_layer(id=STRAY)
-    monkeypatch.setattr(orphans, "get", lambda _: found)
+    monkeypatch.setattr(orphans, "get", lambda *_: found)
     with pytest.raises(OrphanUnknown, match="record"):
         orphans.reap(STRAY)
     assert store.layer(STRAY).id == STRAY

@@ -175,7 +175,7 @@ def test_a_driver_that_cannot_tell_says_nothing_about_sharing(btrfs_dir) -> None
             assert sizes.refresh(60).measured == 1
             figures = sizes.get("layers", layer.id)
             assert (figures.size, figures.exclusive, figures.method) == (MIB, None, "unknown")
-            assert sizes.together(layers=[layer.id]) is None
+            assert sizes.together(images=[store.create_image(layer=layer.id).id]) is None
 
 
 def test_only_layers_nothing_else_needs_belong_to_a_removal(store, image) -> None:
