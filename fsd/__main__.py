@@ -1,5 +1,5 @@
 """``python -m fsd`` is the ``fsd`` command."""
 
-from fsd.cli import main
+from fsd.entry import main
 
 raise SystemExit(main())

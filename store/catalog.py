@@ -182,6 +182,10 @@ class Catalog:
         """How often the layer is mounted, by any tool."""
         return self._mounts.count(layer_id)
 
+    def mount_paths(self) -> dict[str, str]:
+        """Where the mounted layers are mounted, by layer ID."""
+        return {mount.id: mount.path for mount in self._mounts if mount.count > 0}
+
 
 def _merge(parts: Iterable[Mapping[str, R]]) -> dict[str, R]:
     """One mapping of all; where an ID occurs twice the earlier store's object counts."""

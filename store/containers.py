@@ -64,7 +64,9 @@ class ContainerDraft(Draft[Container]):
         for name in names:
             owner = self.view.by_name(name)
             if owner is not None:
-                raise DuplicateName(f"the container name {name!r} is already in use by container {owner.id}")
+                raise DuplicateName(
+                    f"the container name {name!r} is already in use by container {owner.id}", holder=owner.id
+                )
 
     def existing(self, text: str) -> Container:
         """The container of that ID, name, layer or ID prefix; :class:`ContainerUnknown`."""

@@ -93,15 +93,20 @@ class Deletions(StoreCore):
         """
         self.ask_guard(layer)
         for child in tx.layers.view.children(layer.id):
-            raise LayerHasChildren(f"layer {layer.id} is the parent of layer {child.id}; remove that first")
+            raise LayerHasChildren(
+                f"layer {layer.id} is the parent of layer {child.id}; remove that first", holder=child.id
+            )
         for image in tx.images.view.on_layer(layer.id):
             if image.layer == layer.id:
                 called = image.names[0] if image.names else image.id
-                raise LayerUsedByImage(f"layer {layer.id} is used by image {called}; remove the image")
+                raise LayerUsedByImage(
+                    f"layer {layer.id} is used by image {called}; remove the image", holder=image.id
+                )
         for container in tx.containers.view.on_layer(layer.id):
             called = container.names[0] if container.names else container.id
             raise LayerUsedByContainer(
-                f"layer {layer.id} is used by container {called}; remove the container instead"
+                f"layer {layer.id} is used by container {called}; remove the container instead",
+                holder=container.id,
             )
 
     def delete_image(self, key: str, commit: bool = True) -> list[str]:
@@ -136,7 +141,9 @@ class Deletions(StoreCore):
         """
         for container in tx.containers.view.of_image(image.id):
             image_name, called = (r.names[0] if r.names else r.id for r in (image, container))
-            raise ImageUsedByContainer(f"image {image_name} is used by container {called}; remove that first")
+            raise ImageUsedByContainer(
+                f"image {image_name} is used by container {called}; remove that first", holder=container.id
+            )
         doomed = self._layers_only_in(tx, image)
         self.ask_guard(image, *(layer for i in doomed if (layer := tx.layers.get(i)) is not None))
         return doomed

@@ -45,6 +45,11 @@ class Diffs(Mounts, Attributes):
             return layer.size
         return self.driver.diff_size(layer.id, *self._against(layer, other))
 
+    def computed_diff_size(self, to: str, from_: str = "") -> int:
+        """:meth:`diff_size`, counted anew: the size of an archive includes its headers, this does not."""
+        layer, other = self._pair(to, from_)
+        return self.driver.diff_size(layer.id, *self._against(layer, other))
+
     def diff(self, to: str, from_: str = "", compression: Compression | None = None) -> BinaryIO:
         """Layer ``to`` as a layer archive; ``Diff``.
 

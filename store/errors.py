@@ -36,9 +36,17 @@ from typing import ClassVar
 
 
 class StoreError(Exception):
-    """Base of everything the store raises on purpose."""
+    """Base of everything the store raises on purpose.
+
+    Attributes:
+        holder: ID of the object that has the ID or name, or needs the object; empty where there is none.
+    """
 
     original: ClassVar[str] = ""
+
+    def __init__(self, text: str = "", *, holder: str = "") -> None:
+        super().__init__(text)
+        self.holder = holder
 
 
 class Unknown(StoreError):

@@ -57,7 +57,9 @@ class ImageDraft(Draft[Image]):
         for name in names:
             owner = self.view.by_name(name)
             if owner is not None:
-                raise DuplicateName(f"the image name {name!r} is already in use by image {owner.id}")
+                raise DuplicateName(
+                    f"the image name {name!r} is already in use by image {owner.id}", holder=owner.id
+                )
 
     def existing(self, text: str) -> Image:
         """The image of that ID, name or ID prefix; :class:`ImageUnknown`."""

@@ -140,7 +140,9 @@ class LayerDraft(Draft[Layer]):
         for name in names:
             owner = self.view.by_name(name)
             if owner is not None:
-                raise DuplicateName(f"the layer name {name!r} is already in use by layer {owner.id}")
+                raise DuplicateName(
+                    f"the layer name {name!r} is already in use by layer {owner.id}", holder=owner.id
+                )
 
     def existing(self, text: str) -> Layer:
         """The layer of that ID, name or ID prefix; :class:`LayerUnknown`."""
