@@ -11,6 +11,7 @@ from fsd.contents import Rendered
 from fsd.diffs import Pair, exact_archive, has_exact_archive
 from fsd.nodes import DirectoryKind
 from fsd.site import ContainerSubject, ImageSubject, LayerSubject, PartSubject, Subject
+from fsd.uploads import LayerUpload
 from fsd.virtual import LargeFile
 from store.comparison import Side, history_side, side_of
 from store.errors import LayerUnknown, NoSuchSource
@@ -86,6 +87,7 @@ def archive(subject: Subject) -> Content:
 
 CHANGES = LargeFile(_changes_size, _changes)
 DIFF = LargeFile(archive_size, archive)
+DIFF_OF_LAYER = LargeFile(archive_size, archive, LayerUpload)
 
 
 # -- diff/A..B ---------------------------------------------------------------------------------

@@ -7,16 +7,15 @@ a worker thread.
 
 from __future__ import annotations
 
-import errno
 import functools
 import re
 from typing import TYPE_CHECKING, Literal, cast
 
-from drivers.options import parse_size
 from store.commit import commit
-from store.errors import BadName, BadValue, DuplicateName
+from store.errors import BadName, BadValue, DuplicateName, ImageUnknown
 from store.fill import check_pristine, fill, resolve_source
-from store.names import normalize
+from store.limits import Limits, parse_limit
+from store.names import normalize, parse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +23,9 @@ if TYPE_CHECKING:
     from fsd.live import Table
     from fsd.site import ContainerSubject, ImageSubject, ObjectSubject, PartSubject, Site
     from store.history import Snapshot
+    from store.records import Layer
 
+ID = re.compile(r"[0-9a-f]{64}\Z")
 CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
 """Names podman accepts for a container; any other name would be unusable there."""
 
@@ -33,15 +34,36 @@ CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
 
 
 def make(site: Site, table: Table, name: str) -> None:
-    """``mkdir`` in a table: a new container with an empty rootfs."""
-    if table != "containers":
-        raise PermissionError(
-            errno.EPERM, f"{table} are not made by mkdir; make a container and fill it with 'from'", table
+    """``mkdir`` in a table: an empty container, an empty layer, or a directory of image names."""
+    if table == "containers":
+        check_container_name(name)
+        container = site.store.create_container(names=[name])
+        site.store.container_directory(container.id)
+        site.store.container_run_directory(container.id)
+    elif table == "layers":
+        make_layer(site, name)
+    else:
+        site.prefixes.add(_prefix(name))
+
+
+def make_layer(site: Site, name: str, parent: str | None = None) -> Layer:
+    """A new layer, empty or on top of ``parent``: 64 hex digits are its ID, anything else its name."""
+    if ID.match(name):
+        return site.store.create_layer(id=name, parent=parent)
+    if "/" in name or name.startswith("."):
+        raise BadName(f"{name!r} cannot name a layer: it must not begin with '.' or have a '/'")
+    return site.store.create_layer(names=[name], parent=parent)
+
+
+def _prefix(name: str) -> str:
+    """A directory that image names may have; it lasts as long as the mount, or until one is in it."""
+    if ":" in name.rpartition("/")[2] or name.startswith("."):
+        raise BadName(
+            f"{name!r}: images are not made by mkdir; copy an archive to images/.import/, or write a name "
+            "to the 'commit' of a container"
         )
-    check_container_name(name)
-    container = site.store.create_container(names=[name])
-    site.store.container_directory(container.id)
-    site.store.container_run_directory(container.id)
+    parse(f"{name.lower()}/x:y")
+    return name
 
 
 def remove(site: Site, table: Table, id_: str) -> None:
@@ -58,12 +80,40 @@ def rename(site: Site, table: Table, id_: str, listed: str, name: str) -> None:
     """``mv`` in a table: replace the name an object is listed under; other names stay."""
     if table == "containers":
         check_container_name(name)
+    elif table == "images":
+        name = image_name(name)
     record = site.now.record(table, id_)
     owner = site.now.find(table, name)
     if owner not in (None, id_):
         raise DuplicateName(f"the name {name!r} belongs to {table[:-1]} {owner}; rename or remove that first")
     names = record.names if record else ()
     site.store.set_names(id_, [name, *(other for other in names if other not in (listed, name))])
+
+
+def image_name(name: str) -> str:
+    """The full name podman would give an image; ``BadName``."""
+    return normalize(name)
+
+
+def add_image_name(site: Site, name: str, target: str) -> None:
+    """``ln -s IMAGE images/NAME:TAG`` adds a name; ``target`` is whatever podman would take for the image."""
+    found = site.now.find("images", target)
+    if found is None:
+        raise ImageUnknown(f"{target!r:.120} is no image, so {name!r} cannot name it")
+    full = image_name(name)
+    owner = next((image.id for image in site.now.catalog.images if full in image.names), None)
+    if owner is not None:
+        raise DuplicateName(f"the name {full!r} belongs to image {owner[:12]}; remove that first")
+    site.store.add_names(found, [full], last=True)
+
+
+def remove_image_name(site: Site, name: str) -> bool:
+    """``rm images/NAME:TAG`` of a further name takes it away; false if ``name`` is no image's own name."""
+    for image in site.now.catalog.images:
+        if name in image.names[1:]:
+            site.store.remove_names(image.id, [name])
+            return True
+    return False
 
 
 def check_container_name(name: str) -> None:
@@ -134,7 +184,8 @@ def set_limit(subject: ContainerSubject, value: str, append: bool) -> Callable[[
     text = value.strip()
     if not text:
         return _nothing
-    return functools.partial(subject.site.store.driver.set_limit, subject.record.layer, parse_size(text))
+    parse_limit(text)
+    return functools.partial(Limits(subject.site.store).set, subject.id, text)
 
 
 def set_pinned(subject: ImageSubject | ContainerSubject, pinned: bool) -> None:

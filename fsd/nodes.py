@@ -123,8 +123,8 @@ class Kind:
         """Check one written value and return the work it asks for, done when the file is flushed."""
         node.refuse(errno.EPERM, "this file is made by fsd and cannot be written")
 
-    def mkdir(self, node: Node, name: str) -> None:
-        """Make the entry ``name``."""
+    def mkdir(self, node: Node, name: str) -> Node | None:
+        """Make the entry ``name``; the directory to answer with, if looking ``name`` up gives none."""
         node.refuse(errno.EPERM, f"nothing can be made here; {name!r} was not created")
 
     def create(self, node: Node, name: str, regular: bool) -> Node:
@@ -203,23 +203,6 @@ class SlowText(Text):
     """A text that needs a disk or a lock to render."""
 
     blocking = True
-
-
-@dataclass(frozen=True)
-class Blob(Kind):
-    """Bytes read from disk when opened; ``size`` is known without reading them."""
-
-    read: Callable[[Any], bytes]
-    length: Callable[[Any], int]
-    blocking = True
-
-    def attributes(self, node: Node) -> Attributes:
-        """The recorded size."""
-        return Attributes(self.mode, self.length(node.subject), node.subject.changed_ns())
-
-    def content(self, node: Node) -> bytes:
-        """All of it."""
-        return self.read(node.subject)
 
 
 @dataclass(frozen=True)

@@ -200,8 +200,9 @@ class Operations(pyfuse3.Operations):
     ) -> EntryAttributes:
         """Make an object or snapshot; everything in it is there on return."""
         parent = self._node(parent_inode)
-        await self._work(parent.kind.mkdir, parent, _entry_name(name))
-        child = await self._call(parent, parent.kind.lookup, _entry_name(name))
+        child = await self._work(parent.kind.mkdir, parent, _entry_name(name))
+        if child is None:
+            child = await self._call(parent, parent.kind.lookup, _entry_name(name))
         if child is None:
             raise FUSEError(errno.ESTALE)
         return await self._entry(child)
@@ -365,8 +366,11 @@ class Operations(pyfuse3.Operations):
         return [ERROR_XATTR] if self.site.errors.text_for(inode) else []
 
     async def setxattr(self, inode: InodeT, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        """Synthetic entries keep no attributes of others."""
-        self._node(inode).refuse(errno.EPERM, "extended attributes can be set below a rootfs only")
+        """Synthetic entries keep no attributes of others; who copies a file here is told so gently."""
+        node = self._node(inode)
+        if node.kind.takes_attributes:
+            raise FUSEError(errno.EOPNOTSUPP)
+        node.refuse(errno.EPERM, "extended attributes can be set below a rootfs only")
 
     async def removexattr(self, inode: InodeT, name: bytes, ctx: RequestContext) -> None:
         """Synthetic entries keep no attributes of others."""

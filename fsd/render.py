@@ -10,7 +10,7 @@ from drivers.base import Compression
 from fsd.control import container_of, snapshot_of
 from fsd.site import ContainerSubject, ImageSubject, LayerSubject, PartSubject, PathSubject
 from fsd.views import ViewSpec
-from store.records import Layer, encode
+from store.records import encode
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -65,11 +65,6 @@ def _links(subject: ObjectSubject, table: Table, ids: Iterable[str]) -> dict[str
 def parent_path(layer: LayerSubject) -> str | None:
     """Where the parent layer is listed."""
     return _listed(layer, "layers", layer.record.parent) if layer.record.parent else None
-
-
-def children(layer: LayerSubject) -> dict[str, PathSubject]:
-    """Layers made from this one."""
-    return _links(layer, "layers", (child.id for child in layer.site.now.catalog.children(layer.id)))
 
 
 def used_by(layer: LayerSubject) -> dict[str, PathSubject]:
@@ -145,34 +140,6 @@ def layer_view(layer: LayerSubject) -> ViewSpec:
         read_only=True,
         refusal="layers cannot be written here; fill a container from this layer and write there",
     )
-
-
-# -- big data ----------------------------------------------------------------------------------
-
-
-def big_data(subject: ObjectSubject) -> dict[str, PartSubject]:
-    """Big data items by entry name; ``/`` in a key is written ``%2F``."""
-    names = subject.found().big_data_names
-    return {name.replace("/", "%2F"): PartSubject(subject.site, subject, name) for name in names}
-
-
-def read_big_data(part: PartSubject) -> bytes:
-    """The bytes of one item."""
-    store = part.site.store
-    read = {
-        "layers": store.layer_big_data,
-        "images": store.image_big_data,
-        "containers": store.container_big_data,
-    }[part.owner.table]
-    return read(part.owner.id, part.name)
-
-
-def big_data_size(part: PartSubject) -> int:
-    """Bytes of one item: as recorded, else (layers keep no sizes) as found."""
-    record = part.owner.found()
-    if isinstance(record, Layer):
-        return len(read_big_data(part))
-    return record.big_data_sizes.get(part.name, 0)
 
 
 # -- images ------------------------------------------------------------------------------------
@@ -381,5 +348,6 @@ def status(subject: Subject) -> str:
         ("broken", len(catalog.broken)),
         ("errors", len(site.errors)),
     ]
+    pairs += [("upload", f"{up.what}: {up.bytes} bytes, {up.doing}") for up in site.uploads.active()]
     pairs += site.store.driver.status()
     return lines(f"{name}: {value}" for name, value in pairs)

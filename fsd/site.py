@@ -15,6 +15,7 @@ from fsd.diffs import Differences
 from fsd.errnos import ErrorRing
 from fsd.layouts import Layouts
 from fsd.live import Live, Now, Table
+from fsd.uploads import Uploads
 from store.errors import ContainerUnknown, ImageUnknown, LayerUnknown, StoreError
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ class Site:
     started_ns: int = field(default_factory=time.time_ns)
     diffs: Differences = field(init=False)
     layouts: Layouts = field(init=False)
+    uploads: Uploads = field(default_factory=Uploads)
+    prefixes: set[str] = field(default_factory=set)
+    """Directories of image names that people made and nothing is in yet."""
 
     def __post_init__(self) -> None:
         self.live = Live(self.store)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fsd import control
 from fsd.images import Repository, RepositorySubject
+from fsd.imports import DIRECTORY, ImportTable
 from fsd.nodes import Alias, DirectoryKind, Link, Node
 from fsd.site import SUBJECTS, NamesSubject, PathSubject
 
@@ -45,7 +47,9 @@ class Table(DirectoryKind):
         full = names.join(name)
         if full in places.objects:
             return self._object(node, full, places.objects[full])
-        if full in places.listings:
+        if full == DIRECTORY and names.table == "images":
+            return node.child(name, ImportTable(), key=f"images:{DIRECTORY}")
+        if full in places.listings or (names.table == "images" and full in names.site.prefixes):
             return self._directory(node, full)
         if names.table == "images" and "/" in full and names.site.layouts.has_repository(full):
             repository = RepositorySubject(names.site, full)
@@ -66,20 +70,34 @@ class Table(DirectoryKind):
             yield name, self._directory(node, full) if id_ is None else self._object(node, full, id_)
 
     def mkdir(self, node: Node, name: str) -> None:
-        """Make an object, where the table knows how to."""
+        """Make an object, or a directory of image names."""
         names = self._names(node)
         control.make(names.site, names.table, names.join(name))
+
+    def symlink(self, node: Node, name: str, target: str) -> None:
+        """Give an image a further name."""
+        names = self._names(node)
+        if names.table != "images":
+            node.refuse(errno.EPERM, f"{name!r}: only images get names by symlink; write to 'names' instead")
+        control.add_image_name(names.site, names.join(name), self._image_text(node, target))
 
     def rmdir(self, node: Node, name: str) -> None:
         """Remove the object ``name`` by the store's deletion rules."""
         names = self._names(node)
         id_ = self._listed(node, name)
+        if id_ is None and names.join(name) in names.site.prefixes:
+            names.site.prefixes.discard(names.join(name))
+            if not names.site.now.places[names.table].is_directory(names.join(name)):
+                return
         if id_ is None:
             node.refuse(errno.ENOTEMPTY, f"{name!r} is a part of the names below it, not an object")
         control.remove(names.site, names.table, id_)
 
     def unlink(self, node: Node, name: str) -> None:
-        """Symlinks in a table are other names of an object; they are made up by looking them up."""
+        """Take a further name of an image away; other symlinks are made up by looking them up."""
+        names = self._names(node)
+        if names.table == "images" and control.remove_image_name(names.site, names.join(name)):
+            return
         node.refuse(errno.EPERM, f"{name!r} is another way to say an object; edit its names file instead")
 
     def rename(self, node: Node, name: str, into: Node, new_name: str) -> None:
@@ -91,6 +109,15 @@ class Table(DirectoryKind):
         if id_ is None:
             node.refuse(errno.EPERM, f"{name!r} is a part of other names; rename the objects below it")
         control.rename(names.site, names.table, id_, names.join(name), into.kind._names(into).join(new_name))
+
+    def _image_text(self, node: Node, target: str) -> str:
+        """What a symlink's target names: a place in this tree, from the link's directory, or an image."""
+        site = node.subject.site
+        place = os.path.normpath(os.path.join("/", node.path, target))
+        if target.startswith("/"):
+            place = os.path.normpath(target).removeprefix(os.path.normpath(site.mountpoint))
+        text = place.removeprefix(f"/{self.table}/")
+        return text if site.now.find(self.table, text) else target
 
     def _listed(self, node: Node, name: str) -> str | None:
         names = self._names(node)

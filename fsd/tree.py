@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from fsd import render as r
-from fsd.compared import CHANGES, DIFF, DiffTable
+from fsd.bigdata import BigData
+from fsd.children import Children
+from fsd.compared import CHANGES, DIFF, DIFF_OF_LAYER, DiffTable
 from fsd.control import (
     commit_to,
     fill_from,
@@ -15,21 +17,21 @@ from fsd.control import (
     set_snapshot_pinned,
 )
 from fsd.images import IMAGE_TAR, Layout
-from fsd.nodes import Blob, Directory, Flag, Link, Many, Node, RealTree, SlowText, Text
+from fsd.nodes import Directory, Flag, Link, Many, Node, RealTree, SlowText, Text
 from fsd.site import Site, Subject
 from fsd.snapshots import SnapshotTable
 from fsd.tables import Table
 
 LINK = Link(lambda s: s.path)
 PINNED = Flag(r.pinned_ns, set_pinned)
-BIG_DATA = Many(r.big_data, Blob(r.read_big_data, r.big_data_size))
+BIG_DATA = BigData()
 
 LAYER = Directory(
     {
         "id": Text(lambda s: s.id),
         "names": Text(lambda s: r.lines(s.record.names), set_names),
         "parent": Link(r.parent_path),
-        "children": Many(r.children, LINK),
+        "children": Children(),
         "used-by": Many(r.used_by, LINK),
         "created": Text(lambda s: s.record.created),
         "metadata": Text(lambda s: s.record.metadata, set_metadata),
@@ -48,7 +50,7 @@ LAYER = Directory(
         "path": Link(r.layer_directory),
         "big-data": BIG_DATA,
         "changes": CHANGES,
-        "diff.tar": DIFF,
+        "diff.tar": DIFF_OF_LAYER,
         "rootfs": RealTree(r.layer_view),
     }
 )

@@ -1,0 +1,236 @@
+"""What is copied, linked and moved into a mounted tree: layers, images, names, big data."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import subprocess
+import tarfile
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.filled import BASE, CONTAINER, TOP, errname_of, fill, write
+from tests.support.mounted import Mounted, mounted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.support.tools import StoreDirs, Tool
+
+ID = "ab" * 32
+
+
+@pytest.fixture
+def tree(
+    podman: Tool,
+    buildah: Tool,
+    rootfs_tar: Path,
+    store_dirs: StoreDirs,
+    btrfs_dir: Path,
+    require: Callable[[str], None],
+) -> Iterator[Mounted]:
+    require("fuse")
+    fill(podman, buildah, rootfs_tar, store_dirs)
+    with mounted(store_dirs, btrfs_dir / "mnt") as serving:
+        yield serving
+
+
+@pytest.fixture
+def empty(store_dirs: StoreDirs, btrfs_dir: Path, require: Callable[[str], None]) -> Iterator[Mounted]:
+    require("fuse")
+    with mounted(store_dirs, btrfs_dir / "mnt") as serving:
+        yield serving
+
+
+def _tar(**files):
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name, text in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text.encode()))
+    return out.getvalue()
+
+
+# -- layers ------------------------------------------------------------------------------------
+
+
+def test_mkdir_of_a_layer_by_name_id_and_parent(empty, containers_storage):
+    layers = empty.path / "layers"
+    (layers / "mine").mkdir()
+    (layers / ID).mkdir()
+    (layers / "mine/children/upper").mkdir()
+    assert sorted(os.listdir(layers)) == sorted(["mine", ID, "upper"])
+    assert os.path.samefile(layers / "upper/parent", layers / "mine")
+    assert os.path.samefile(layers / "mine/children/upper", layers / "upper")
+    assert (layers / ID / "id").read_text() == f"{ID}\n"
+    assert ID in containers_storage("layers").stdout
+    assert errname_of(os.mkdir, layers / "mine") == "EEXIST"
+    assert errname_of(os.mkdir, layers / ".hidden") == "EINVAL"
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+def test_cp_of_a_layer_archive_fills_the_layer(empty, btrfs_dir, containers_storage, pack):
+    layers = empty.path / "layers"
+    (layers / "mine").mkdir()
+    data = _tar(hello="hi there\n")
+    (btrfs_dir / "layer.tar").write_bytes(pack(data))
+    subprocess.run(["cp", btrfs_dir / "layer.tar", layers / "mine/diff.tar"], check=True)
+    assert (layers / "mine/rootfs/hello").read_text() == "hi there\n"
+    digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+    assert (layers / "mine/diff-digest").read_text() == f"{digest}\n"
+    assert (layers / "mine/diff.tar").read_bytes() == data
+    (layers / "mine/children/upper").mkdir()
+    upper = _tar(**{"other": "x", ".wh.hello": ""})
+    (btrfs_dir / "upper.tar").write_bytes(pack(upper))
+    subprocess.run(
+        f"cat {btrfs_dir}/upper.tar > {layers}/mine/children/upper/diff.tar", shell=True, check=True
+    )
+    assert os.listdir(layers / "upper/rootfs") == ["other"]
+    assert (layers / "upper/changes").read_text() == "D /hello\nA /other\n"
+    assert containers_storage("check", check=False).stderr.count("error") == 0
+    assert errname_of(write, layers / "mine/diff.tar", "x") == "ENOTEMPTY"
+
+
+def test_layer_archive_written_in_pieces_by_several_processes_is_whole(empty, btrfs_dir):
+    (empty.path / "layers/mine").mkdir()
+    data = _tar(a="1" * 5000, b="2" * 5000)
+    (btrfs_dir / "1").write_bytes(data[:6000])
+    (btrfs_dir / "2").write_bytes(data[6000:])
+    script = f"(cat {btrfs_dir}/1; /bin/true; cat {btrfs_dir}/2) > {empty.path}/layers/mine/diff.tar"
+    subprocess.run(["sh", "-c", script], check=True)
+    assert sorted(os.listdir(empty.path / "layers/mine/rootfs")) == ["a", "b"]
+    assert (empty.path / "layers/mine/diff.tar").read_bytes() == data
+
+
+def test_failed_copy_of_a_layer_archive_leaves_nothing(empty, btrfs_dir, store_dirs):
+    layer = empty.path / "layers/mine"
+    layer.mkdir()
+    before = sorted(os.listdir(store_dirs.graphroot / "btrfs/subvolumes"))
+    bad = _tar(**{"good": "x", "../../evil": "y"})
+    half = gzip.compress(_tar(good="x" * 100_000))[:-40]
+    for data in (bad[:700], half, b"no tar at all" * 100):
+        (btrfs_dir / "bad").write_bytes(data)
+        done = subprocess.run(["cp", btrfs_dir / "bad", layer / "diff.tar"], capture_output=True, check=False)
+        assert done.returncode == 1, data[:20]
+        assert os.listdir(layer / "rootfs") == []
+        assert (layer / "diff-digest").read_text() == ""
+    assert sorted(os.listdir(store_dirs.graphroot / "btrfs/subvolumes")) == before
+    assert "EINVAL" in empty.errors()
+    (btrfs_dir / "good").write_bytes(_tar(good="x"))
+    subprocess.run(["cp", btrfs_dir / "good", layer / "diff.tar"], check=True)
+    assert os.listdir(layer / "rootfs") == ["good"]
+
+
+def test_layers_in_use_take_no_archive(tree):
+    for layer in (tree.path / "images" / BASE / "layer", tree.path / "containers" / CONTAINER / "layer"):
+        assert errname_of(write, layer / "diff.tar", "x") == "ENOTEMPTY"
+
+
+# -- images ------------------------------------------------------------------------------------
+
+
+def test_cp_of_an_image_archive_loads_it(tree, podman, btrfs_dir):
+    imports = tree.path / "images/.import"
+    for kind, form in (("d.tar", "docker-archive"), ("o.tar", "oci-archive")):
+        podman("save", "--format", form, "-o", btrfs_dir / kind, BASE)
+    identity = (tree.path / "images" / BASE / "id").read_text()
+    podman("rm", CONTAINER)
+    podman("rmi", TOP, BASE)
+    assert not (tree.path / "images" / BASE).exists()
+    subprocess.run(["cp", "-p", btrfs_dir / "d.tar", f"{imports}/"], check=True)
+    assert (tree.path / "images" / BASE / "id").read_text() == identity
+    podman("run", "--rm", BASE, "true")
+    (tree.path / "images" / BASE).rmdir()
+    subprocess.run(f"gzip -c {btrfs_dir}/o.tar > {imports}/packed", shell=True, check=True)
+    assert (tree.path / "images" / BASE / "id").read_text() == identity
+    assert ".import" not in os.listdir(tree.path / "images")
+    assert os.listdir(imports) == []
+
+
+def test_import_of_something_else_fails_and_leaves_nothing(tree, btrfs_dir):
+    before = sorted(os.listdir(tree.path / "layers"))
+    (btrfs_dir / "bad").write_bytes(_tar(hello="x"))
+    done = subprocess.run(
+        ["cp", btrfs_dir / "bad", tree.path / "images/.import/x"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "neither index.json nor manifest.json" in tree.errors()
+    assert sorted(os.listdir(tree.path / "layers")) == before
+
+
+def test_import_shows_in_status_while_it_is_written(tree):
+    with open(tree.path / "images/.import/slow", "wb", buffering=0) as file:
+        file.write(bytes(512))
+        status = (tree.path / "control/status").read_text()
+        assert "upload: images/.import/slow: 512 bytes, receiving" in status
+        assert os.listdir(tree.path / "images/.import") == ["slow"]
+        with pytest.raises(OSError, match="Errno 22"):
+            file.close()
+    assert "upload:" not in (tree.path / "control/status").read_text()
+
+
+# -- names -------------------------------------------------------------------------------------
+
+
+def test_ln_adds_a_tag_and_rm_takes_it_away(tree, podman):
+    images = tree.path / "images"
+    os.symlink("base:1", images / "localhost/extra:2")
+    os.symlink(images / BASE, images / "third:3")
+    subprocess.run(["mkdir", "-p", images / "quay.io/someone"], check=True)
+    os.symlink("top:1", images / "quay.io/someone/x:4")
+    for name, image in (
+        ("localhost/extra:2", BASE),
+        ("localhost/third:3", BASE),
+        ("quay.io/someone/x:4", TOP),
+    ):
+        assert podman("image", "exists", name).returncode == 0
+        assert os.path.samefile(images / name, images / image)
+    assert (images / BASE / "names").read_text().split() == [BASE, "localhost/extra:2", "localhost/third:3"]
+    (images / "localhost/extra:2").unlink()
+    assert podman("image", "exists", "localhost/extra:2", check=False).returncode == 1
+    assert podman("image", "exists", BASE).returncode == 0
+    assert errname_of(os.symlink, "nothing", images / "localhost/y:1") == "ENOENT"
+    assert errname_of(os.symlink, "base:1", images / "localhost/top:1") == "EEXIST"
+    assert errname_of(os.symlink, "base:1", images / "localhost/Not Good") == "EINVAL"
+    assert errname_of(os.unlink, images / (images / BASE / "id").read_text()[:12]) == "EPERM"
+    assert errname_of(os.symlink, "base:1", tree.path / "containers/x") == "EPERM"
+
+
+def test_mv_of_an_image_renames_it_across_directories(tree, podman):
+    images = tree.path / "images"
+    os.rename(images / BASE, images / "localhost/base:2")
+    assert podman("image", "exists", "localhost/base:2").returncode == 0
+    (images / "quay.io").mkdir()
+    os.rename(images / "localhost/base:2", images / "quay.io/base:3")
+    assert (images / "quay.io/base:3/names").read_text() == "quay.io/base:3\n"
+    assert errname_of(os.rename, images / TOP, images / "quay.io/Bad Name") == "EINVAL"
+    assert podman("image", "exists", TOP).returncode == 0
+
+
+# -- big data ----------------------------------------------------------------------------------
+
+
+def test_big_data_is_set_replaced_and_removed(tree, containers_storage, btrfs_dir):
+    (btrfs_dir / "f").write_bytes(b"\x00binary\xff" * 1000)
+    for place in (tree.path / "images" / TOP, tree.path / "containers" / CONTAINER, tree.path / "layers"):
+        if place.name == "layers":
+            (place / "mine").mkdir()
+            place = place / "mine"
+        data = place / "big-data"
+        before = set(os.listdir(data))
+        subprocess.run(["cp", btrfs_dir / "f", data / "my key%2Fpart"], check=True)
+        assert (data / "my key%2Fpart").read_bytes() == b"\x00binary\xff" * 1000
+        assert (data / "my key%2Fpart").stat().st_size == 8000
+        write(data / "my key%2Fpart", "short\n")
+        assert (data / "my key%2Fpart").read_text() == "short\n"
+        assert set(os.listdir(data)) == before | {"my key%2Fpart"}
+        (data / "my key%2Fpart").unlink()
+        assert set(os.listdir(data)) == before
+        assert errname_of(os.unlink, data / "my key%2Fpart") == "ENOENT"
+    write(tree.path / "images" / TOP / "big-data/note", "hello")
+    assert containers_storage("get-image-data", TOP, "note").stdout == "hello"
