@@ -21,13 +21,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from store import retention
+from store.ballast import Ballast
 from store.errors import ContainerUnknown, InUse, Pinned, SnapshotUnknown
 from store.fill import FILL, end_fill
 from store.holders import Holder, holders
 from store.oci import NEW_LAYER, end_new_layer
 from store.pins import Pins
 from store.snapshots import RENAME, SnapshotTable, check_snapshot_name
-from store.state import STATE_FILE, Intent, Snapshot, State
+from store.state import STATE_FILE, Intent, Snapshot, State, unless_full
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -71,6 +72,8 @@ class History:
     ) -> None:
         self.store = store
         self.policy = policy
+        self.ballast = Ballast(store.graphroot)
+        self.ballast.release_if_full()
         self.state = state or State(store.graphroot / STATE_FILE)
         self.pins = Pins(self.state)
         store.guard = self.pins.refuse
@@ -208,12 +211,13 @@ class History:
             InUse: the container is mounted, or a process other than this one is at work in its
                 rootfs; btrfs itself would let both lose their files.
         """
+        self.ballast.release_if_full()
         found = self.store.container(container)
         with self.locked(found.id):
             refuse_if_pinned(found.id, self._all(found.id))
             at_work = holders(self.store.driver.path_of(found.layer))
             refuse_if_held(found, self.store.catalog().mount_count(found.layer), at_work)
-            with self.state.intent(DELETE, {"container": found.id}):
+            with self._deletion_intent(found.id):
                 self.store.delete_container(found.id)
                 self._forget(found.id)
 
@@ -364,10 +368,25 @@ class History:
             raise
         return kept
 
+    @contextmanager
+    def _deletion_intent(self, container_id: str) -> Iterator[None]:
+        """Record the deletion if there is room for it; else snapshots a crash leaves are an orphan."""
+        intent = None
+        with unless_full():
+            intent = self.state.begin(DELETE, {"container": container_id})
+        try:
+            yield
+        finally:
+            with unless_full():
+                if intent is not None:
+                    self.state.done(intent)
+
     def _forget(self, container_id: str) -> None:
         for snapshot in self._all(container_id):
-            self.table.drop(snapshot)
-        self.state.forget_container(container_id)
+            with unless_full():  # the copy goes first, and a row without one is dropped later
+                self.table.drop(snapshot)
+        with unless_full():
+            self.state.forget_container(container_id)
 
 
 def refuse_if_held(container: Container, mounts: int, at_work: list[Holder]) -> None:

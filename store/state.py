@@ -7,6 +7,7 @@ find data: without it snapshots are found on disk again, and views get new numbe
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -278,6 +279,16 @@ class State:
 
     def _execute(self, statement: str, values: list[Any], *, durable: bool = False) -> None:
         self._db.write(lambda connection: connection.execute(statement, values), durable=durable)
+
+
+@contextmanager
+def unless_full() -> Iterator[None]:
+    """Around what only tidies up the state: a full disk must not keep anybody from removing things."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
 
 
 def journal(graphroot: Path, state: State | None) -> AbstractContextManager[State]:

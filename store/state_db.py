@@ -8,9 +8,11 @@ are dropped and the schema is made anew. A file SQLite cannot read is moved asid
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import sqlite3
+import struct
 import threading
 import time
 from contextlib import contextmanager
@@ -26,9 +28,13 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _File = tuple[int, int]  # device and inode
+_LONG = struct.Struct("l")
+FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_NOCOW_FL = 0x80086601, 0x40086602, 0x00800000
+"""<linux/fs.h>; the ioctls' argument is a ``long`` by their number."""
 BUSY_TIMEOUT = 10.0
 """Seconds to wait for another process's transaction."""
-SIDE_FILES = ("-wal", "-shm")
+INDEX_FILE = "-shm"
+SIDE_FILES = ("-wal", INDEX_FILE)
 """What SQLite keeps beside a database in WAL mode (sqlite.org/wal.html)."""
 
 
@@ -109,11 +115,20 @@ class Database:
         connection, file = self._take()
         try:
             yield connection, file
+        except sqlite3.OperationalError as error:
+            # With the last connection SQLite removes its side files, which a full disk has no room for anew.
+            self._return(connection, file, keep=not connection.in_transaction and not _is_damage(error))
+            raise
         except BaseException:
             connection.close()
             raise
+        self._return(connection, file, keep=True)
+
+    def _return(self, connection: sqlite3.Connection, file: _File, *, keep: bool) -> None:
+        """Let others have a connection, unless the file was replaced meanwhile."""
         with self._guard:
-            if keep := self._file == file:
+            keep = keep and self._file == file
+            if keep:
                 self._idle.append(connection)
         if not keep:
             connection.close()
@@ -180,9 +195,31 @@ class _TooNew(sqlite3.DatabaseError):
 
 
 def _connect(path: Path) -> sqlite3.Connection:
+    _make_index_file(path.with_name(f"{path.name}{INDEX_FILE}"))
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False)
     connection.row_factory = sqlite3.Row
     return connection
+
+
+def _make_index_file(path: Path) -> None:
+    """Make the file SQLite maps into memory, such that writing to it needs no space on a full disk.
+
+    On a copy-on-write filesystem a write to a mapped page may need new space, and a process that finds
+    none is killed by SIGBUS. SQLite writes each page once when it makes the file, so that without
+    copy-on-write (btrfs(5), "nodatacow") all it will ever need is there.
+    """
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except OSError:  # it is there, or nothing can be made here: SQLite says so itself
+        return
+    try:
+        flags = bytearray(_LONG.size)
+        fcntl.ioctl(fd, FS_IOC_GETFLAGS, flags)
+        fcntl.ioctl(fd, FS_IOC_SETFLAGS, _LONG.pack(_LONG.unpack(flags)[0] | FS_NOCOW_FL))
+    except OSError:
+        pass  # no such flag, and no copy-on-write
+    finally:
+        os.close(fd)
 
 
 def _check(connection: sqlite3.Connection) -> None:

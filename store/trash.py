@@ -33,6 +33,7 @@ from store.errors import (
 from store.history import refuse_if_held, refuse_if_pinned
 from store.holders import holders
 from store.records import Image
+from store.state import unless_full
 from store.trash_entries import COMPLETE, PENDING, PURGING, Entries, Entry, Kind, Record, new_id
 from store.trash_moves import Moves
 
@@ -88,6 +89,7 @@ class Trash:
         self.entries = Entries(self.store.graphroot / TRASH)
         if self.supported and not self.store.read_only:
             self.recover()
+            self.history.ballast.restore()
 
     @property
     def supported(self) -> bool:
@@ -185,6 +187,7 @@ class Trash:
             NotAnImage, ImageUsedByContainer, InUse (one of the layers is mounted), Pinned
         """
         if self.bypassed:
+            self.history.ballast.release_if_full()
             self.store.delete_image(image)
             return None
         with self.store.transaction(layers="w", images="w", containers="w") as tx:
@@ -203,6 +206,7 @@ class Trash:
             NotALayer, LayerHasChildren, LayerUsedByImage, LayerUsedByContainer, InUse (mounted), Pinned
         """
         if self.bypassed:
+            self.history.ballast.release_if_full()
             self.store.delete_layer(layer)
             return None
         with self.store.transaction(layers="w", images="w", containers="w") as tx:
@@ -265,9 +269,9 @@ class Trash:
             DuplicateID: another object of that ID exists. An image of the same content gets the names.
             ParentUnknown: an image or layer needs a layer that was removed since.
         """
-        entry = self.get(entry_id)
         moves = self.moves
         with self.store.transaction(layers="w", images="w", containers="w") as tx:
+            entry = self.get(entry_id)
             record = moves.restorable(tx, entry, name)
             if isinstance(record, Image) and moves.is_present(
                 entry
@@ -296,6 +300,7 @@ class Trash:
         """
         if self.pins.is_pinned("trash", entry_id):
             raise Pinned(f"{entry_id} in the trash is pinned; remove the pin to purge it")
+        self.history.ballast.release_if_full()
         entry = self.entries.read(entry_id)
         self.entries.advance(entry_id, COMPLETE, PURGING)
         self._finish_purge(entry)
@@ -307,19 +312,23 @@ class Trash:
             with suppress(TrashUnknown, Pinned):
                 self.purge(entry.id)
                 gone.append(entry)
+        if not self.store.read_only:
+            self.history.ballast.restore()
         return tuple(gone)
 
     def _finish_purge(self, entry: Entry) -> None:
         if entry.kind == "containers" and self.store.catalog().container(entry.object_id) is None:
             with suppress(SnapshotUnknown, Pinned, InUse):
                 self.history.reap(entry.object_id)
-            self.history.state.forget_container(entry.object_id)
+            with unless_full():
+                self.history.state.forget_container(entry.object_id)
         self._void(entry)
 
     def _void(self, entry: Entry) -> None:
         """Delete whatever of an entry is left."""
         self.moves.discard(entry.id)
-        self.pins.unpin("trash", entry.id)
+        with unless_full():
+            self.pins.unpin("trash", entry.id)
         self.entries.erase(entry.id)
 
     # -- after a crash -------------------------------------------------------------------------
