@@ -11,6 +11,7 @@ from drivers.conformance_trees import census, difference
 from drivers.errors import (
     BadLayerID,
     BadOption,
+    LayerExists,
     LayerMounted,
     LayerUnknown,
     SnapshotExists,
@@ -80,6 +81,33 @@ def mount_with_mappings_shifts_owners_both_ways(harness: Harness) -> None:
 
 
 # -- snapshots and quotas ------------------
+
+
+@check("snapshots")
+def layer_set_aside_comes_back_as_it_was(harness: Harness) -> None:
+    """Set aside it is no layer; keys are unique; taken back it is the same; discarded it is gone."""
+    driver, aside = harness.driver, harness.driver.aside()
+    driver.create(BASE)
+    harness.apply(BASE, trees.plain_files, trees.extended_attributes, trees.links_and_names)
+    then = census(harness.oracle)
+    aside.put(BASE, "entry/base")
+    assert not driver.exists(BASE)
+    assert list(aside.keys()) == ["entry/base"]
+    assert not difference(census(aside.path("entry/base")), then)
+    driver.create(BASE)
+    with raises(LayerExists):
+        aside.take_back("entry/base", BASE)
+    with raises(LayerExists):
+        aside.put(BASE, "entry/base")
+    driver.remove(BASE)
+    aside.take_back("entry/base", BASE)
+    harness.same(BASE, then)
+    aside.put(BASE, "entry/base")
+    aside.discard("entry/base")
+    for call in (aside.discard, lambda key: aside.take_back(key, BASE)):
+        with raises(LayerUnknown):
+            call("entry/base")
+    assert list(aside.keys()) == []
 
 
 @check("snapshots")

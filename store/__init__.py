@@ -19,6 +19,10 @@
     bigdata.py  names.py  ids.py  idranges.py  options.py  config.py  durable.py  errors.py
     history.py      snapshots of containers and going back to them, on
       snapshots.py  their copies and rows; holders.py who is at work; retention.py what may go
+    trash.py        removal that can be undone, on trash_entries.py (what is kept) and trash_moves.py (how)
+    orphans.py      content nothing names; prune.py removal in two steps; pins.py what nothing removes
+    sizes.py        what objects hold and free; limits.py how much they may; timer.py hourly snapshots
+    ballast.py      space to remove things on a full disk
     state.py        fsd's own state, on state_db.py (SQLite) and state_schema.py (its columns)
     fill.py         the content of an empty container, from any source
     oci.py          images from root filesystems, on oci_config.py (documents) and blobs.py
