@@ -155,6 +155,7 @@ def _made(run: Run, kind: str, record: Layer | Image | Container) -> int:
 
 def _mappings(run: Run) -> dict[str, Any]:
     """The mappings the flags ask for, as options."""
+    _ = run.store
     for kind in ("uid", "gid"):
         if run.on(f"host{kind}map") and (run.text(f"{kind}map") or run.text(f"sub{kind}map")):
             run.fail(f"host {kind} map specified along with {kind.upper()} mapping")

@@ -22,7 +22,7 @@ BASE = "(base)"
 def layers(run: Run) -> int:
     """``layers``: IDs with names, and who uses each; or a tree; or the records."""
     if run.json:
-        return print_records(run, "layers", run.glance(("layers",)).tables["layers"])
+        return _print_table(run, "layers")
     glance = run.glance()
     images: dict[str, list[Record]] = {}
     for image in glance.tables["images"]:
@@ -48,9 +48,9 @@ def layers(run: Run) -> int:
 
 def images(run: Run) -> int:
     """``images``: IDs with names, digests and keys of big data."""
-    found = run.glance(("images",)).tables["images"]
     if run.json:
-        return print_records(run, "images", found, empty="null")
+        return _print_table(run, "images", empty="null")
+    found = run.glance(("images",)).tables["images"]
     return _print(run, _image_lines(found, run.on("quiet")))
 
 
@@ -93,9 +93,9 @@ def _image_lines(found: list[Record], quiet: bool) -> list[str]:
 
 def containers(run: Run) -> int:
     """``containers``: IDs with names and keys of big data."""
-    found = run.glance(("containers",)).tables["containers"]
     if run.json:
-        return print_records(run, "containers", found)
+        return _print_table(run, "containers")
+    found = run.glance(("containers",)).tables["containers"]
     lines = []
     for container in found:
         lines.append(container["id"])
@@ -108,6 +108,15 @@ def _print(run: Run, lines: list[str]) -> int:
     if lines:
         run.say("\n".join(lines) + "\n")
     return 0
+
+
+def _print_table(run: Run, kind: str, *, empty: str = "[]") -> int:
+    """Print a whole table as JSON: the text of its file, where that says the same."""
+    glance = run.glance((kind,))
+    if kind in glance.texts:
+        run.say(glance.texts[kind].rstrip() + "\n")
+        return 0
+    return print_records(run, kind, glance.tables[kind], empty=empty)
 
 
 def print_records(run: Run, kind: str, found: list[Record], *, empty: str = "[]") -> int:

@@ -46,7 +46,7 @@ def container(run: Run) -> int:
         lines = [f"ID: {record.id}", *(f"Name: {name}" for name in record.names), f"Image: {record.image}"]
         made_from = run.store.catalog().image(record.image)
         lines += [f"Image name: {name}" for name in (made_from.names if made_from else ())]
-        lines.append(_size(run.store.container_size, record.id))
+        lines.append(_size(lambda key: _container_size(run, key), record.id))
         lines += [f"Layer: {record.layer}", *(f"Data: {key}" for key in record.big_data_names)]
         run.say("".join(f"{line}\n" for line in lines))
     return int(len(found) != len(run.args))
@@ -60,6 +60,13 @@ def _containers(run: Run) -> list[Container]:
         except ContainerUnknown:
             continue
     return found
+
+
+def _container_size(run: Run, key: str) -> int:
+    """A container's size; its private directories are made by asking, as in the original."""
+    run.store.container_directory(key)
+    run.store.container_run_directory(key)
+    return run.store.container_size(key)
 
 
 def _size(measure: Callable[[str], int], key: str) -> str:

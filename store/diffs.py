@@ -124,7 +124,7 @@ class Diffs(Mounts, Attributes):
         return self.layer(key).size
 
     def image_size(self, key: str) -> int:
-        """Bytes of an image: its layers' archives, their big data, and its own; ``ImageSize``.
+        """Bytes of an image: its layers' archives and its own big data; ``ImageSize``.
 
         Raises:
             ImageUnknown, LayerUnknown, OSError
@@ -139,19 +139,18 @@ class Diffs(Mounts, Attributes):
         size = sum(self.image_big_data_size(image.id, name) for name in image.big_data_names)
         for layer in layers.values():
             size += layer.size if layer.size >= 0 else self.diff_size(layer.id)
-            size += sum(len(self.layer_big_data(layer.id, name)) for name in layer.big_data_names)
         return size
 
     def container_size(self, key: str) -> int:
-        """Bytes of a container: its tree, big data and private directories; ``ContainerSize``.
+        """Bytes of a container: what it changed, its big data and private directories; ``ContainerSize``.
 
         Raises:
             ContainerUnknown, SizeUnknown, OSError
         """
         container = self.container(key)
         try:
-            size = self.driver.read_write_disk_usage(container.layer).size
-        except FileNotFoundError:
+            size = self.computed_diff_size(container.layer)
+        except LayerUnknown:
             raise SizeUnknown(f"the layer of container {container.id} does not exist") from None
         size += sum(self.container_big_data_size(container.id, name) for name in container.big_data_names)
         for home in (self.table_directory("containers"), self.run_directory("containers")):

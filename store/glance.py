@@ -35,6 +35,10 @@ _TYPES = {
     **dict.fromkeys(("big-data-sizes", "big-data-digests", "flags"), dict),
 }
 """What the values must be that are looked at here."""
+_KEYS = frozenset(_TYPES) | {
+    *("compressed-diff-digest", "compressed-size", "diff-digest", "toc-digest", "diff-size", "compression"),
+    *("uidset", "gidset", "uidmap", "gidmap"),
+}
 
 
 class Odd(Exception):
@@ -74,10 +78,17 @@ class Glance:
         tables: records by ``layers``, ``images`` and ``containers``.
     """
 
-    __slots__ = ("_ids", "_names", "mounts", "tables")
+    __slots__ = ("_ids", "_names", "mounts", "tables", "texts")
 
-    def __init__(self, tables: dict[str, list[dict[str, Any]]], mounts: dict[str, str]) -> None:
+    def __init__(
+        self,
+        tables: dict[str, list[dict[str, Any]]],
+        mounts: dict[str, str],
+        texts: dict[str, str] | None = None,
+    ) -> None:
         self.tables = tables
+        self.texts = texts or {}
+        """Tables whose file is just what a listing of its records as JSON would be."""
         self.mounts = mounts
         """Directories of the layers that are mounted, by ID."""
         self._ids: dict[str, dict[str, dict[str, Any]]] = {}
@@ -91,14 +102,21 @@ class Glance:
             kinds: the tables to read; the others are taken to be empty.
         """
         tables: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
+        texts: dict[str, str] = {}
         for kind in kinds:
             directory = os.path.join(graphroot, f"{driver}-{kind}")
-            tables[kind] = _table(os.path.join(directory, f"{kind}.json"))
+            tables[kind], text = _table(os.path.join(directory, f"{kind}.json"))
+            if _is_canonical(tables[kind], text):
+                texts[kind] = text
             if kind in _VOLATILE:
-                tables[kind] += _table(os.path.join(directory, f"volatile-{kind}.json"))
+                more, _ = _table(os.path.join(directory, f"volatile-{kind}.json"))
+                tables[kind] += more
             _check(tables[kind])
-        mounts = _array(os.path.join(runroot, f"{driver}-layers", "mountpoints.json"))
-        return cls(tables, {mount["id"]: mount["path"] for mount in mounts if mount.get("count", 0) > 0})
+        mounts, _ = _array(os.path.join(runroot, f"{driver}-layers", "mountpoints.json"))
+        paths = {mount["id"]: mount["path"] for mount in mounts if mount.get("count", 0) > 0}
+        return cls(
+            tables, paths, {k: text for k, text in texts.items() if text.count('{"id":"') == len(tables[k])}
+        )
 
     @classmethod
     def of_catalog(cls, catalog: Catalog) -> Glance:
@@ -147,22 +165,22 @@ def digests(image: dict[str, Any]) -> list[str]:
     return [digest for digest in dict.fromkeys((image.get("digest"), *manifests)) if digest]
 
 
-def _array(path: str) -> list[Any]:
-    """The JSON array in a file; empty when there is none."""
+def _array(path: str) -> tuple[list[Any], str]:
+    """The JSON array in a file, and its text; empty when there is none."""
     try:
         with open(path, "rb", buffering=0) as file:
             text = file.readall().decode("utf-8", "replace")
     except FileNotFoundError:
-        return []
+        return [], ""
     if not text:
-        return []
+        return [], ""
     try:
         value, end = _scanner()(text, 0)
     except (ValueError, StopIteration, RecursionError):
         raise Odd(path) from None
     if type(value) is not list or end != len(text):
         raise Odd(path)
-    return value
+    return value, text
 
 
 def _scanner() -> Callable[[str, int], tuple[Any, int]]:
@@ -174,9 +192,9 @@ def _scanner() -> Callable[[str, int], tuple[Any, int]]:
     return JSONDecoder(strict=False).raw_decode
 
 
-def _table(path: str) -> list[dict[str, Any]]:
-    """The records in a table's file."""
-    records = _array(path)
+def _table(path: str) -> tuple[list[dict[str, Any]], str]:
+    """The records in a table's file, and its text."""
+    records, text = _array(path)
     for record in records:
         if type(record) is not dict or type(record.get("id")) is not str or not record["id"]:
             raise Odd(path)
@@ -186,7 +204,14 @@ def _table(path: str) -> list[dict[str, Any]]:
                 raise Odd(path)
         if "created" not in record or ("flags" in record and record["flags"].get("incomplete")):
             raise Odd(path)
-    return records
+    return records, text
+
+
+def _is_canonical(records: list[dict[str, Any]], text: str) -> bool:
+    """Whether the text is what containers/storage writes: known keys only, no space, nothing empty."""
+    if not records or any(piece in text for piece in ('": ', ', "', "[]", "{}", "null")):
+        return False
+    return all(record.keys() <= _KEYS for record in records)
 
 
 def _check(records: list[dict[str, Any]]) -> None:
