@@ -9,7 +9,7 @@ keys in the order in which containers/storage writes them. Keys we do not know a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
@@ -335,16 +335,15 @@ _POSITIONS: Final = {
 # -- decoding and encoding -----------------------------------------------------------------------
 
 
-def _open_twin(cls: type[Any]) -> tuple[type[Any], tuple[tuple[str, Any], ...]]:
-    """A class laid out like the frozen ``cls`` whose instances can be assigned to, and all defaults.
+def _open_twin(cls: type[Any]) -> tuple[type[Any], dict[str, Any]]:
+    """A class laid out like the frozen ``cls`` but not frozen, and the defaults of all its fields.
 
     A frozen dataclass sets each of its twenty fields through ``object.__setattr__``, several times the
-    cost of plain assignment: a table of 10,000 layers would take 30 ms longer. So a record is filled
-    as a twin and then becomes a ``cls``, which CPython allows for equal slots.
+    cost of plain assignment: a table of 10,000 layers would take 30 ms longer. So a record is made as
+    a twin and then becomes a ``cls``, which CPython allows for equal slots.
     """
-    twin = type(f"_Open{cls.__name__}", (), {"__slots__": tuple(f.name for f in fields(cls))})
-    defaults = ((f.name, NOTHING if f.default is MISSING else f.default) for f in fields(cls))
-    return twin, tuple(defaults)
+    defaults = {f.name: NOTHING if f.default is MISSING else f.default for f in fields(cls)}
+    return make_dataclass(f"_Open{cls.__name__}", list(defaults), slots=True, eq=False, repr=False), defaults
 
 
 _TWINS: Final = {cls: _open_twin(cls) for cls in SCHEMAS}
@@ -362,21 +361,20 @@ def decode(cls: type[R], value: Any) -> R:
         raise BadRecord(f"a record must be an object, not {value!r:.60}")
     decoders = _DECODERS[cls]
     twin, defaults = _TWINS[cls]
-    record: Any = twin()
-    for attribute, default in defaults:
-        setattr(record, attribute, default)
+    made = defaults.copy()
     if not value.keys() <= decoders.keys():
         value, extra = _sort_out(cls, value)
         if extra:
-            record.extra = extra
+            made["extra"] = extra
     for key, item in value.items():
         attribute, kind, convert = decoders[key]
         if type(item) is kind:
-            setattr(record, attribute, convert(item) if convert else item)
+            made[attribute] = convert(item) if convert else item
         elif item is not None:
             raise BadRecord(f"{key}: {item!r:.60} is not of type {kind.__name__}")
-    if not record.id:
+    if not made["id"]:
         raise BadRecord("the record has no id")
+    record: Any = twin(**made)
     record.__class__ = cls
     finished: R = record
     return finished
