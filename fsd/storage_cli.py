@@ -3,7 +3,7 @@
 ``fsd storage …`` is that tool, and so is fsd under the name ``containers-storage``. Its verbs that fsd's own
 command line lacks work without the prefix (``fsd -g G -R R exists web``); those that both have (``images``,
 ``diff``, …) mean that tool's where the graphroot, the runroot and the driver are all given before
-them, as its callers do. ``docs`` of the differences: ``fsd/STORAGE.md``.
+them, as its callers do. Differences: ``fsd/STORAGE.md``.
 
 ::
 

@@ -19,7 +19,7 @@ import pytest
 
 from fsd import storage_cli
 from tests.support.features import require
-from tests.support.storage_scripts import FILL, IDS, LOOKS, SCRIPTS
+from tests.support.storage_scripts import FILL, IDS, LOOKS, MAPPED, SCRIPTS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     Finish = Callable[[], Answer]
     Runner = Callable[[list[str], Path | None, Path], Finish]
 
+ROOT = Path(__file__).parents[1]
 DRIVERS = ("btrfs", "vfs", "overlay")
 ID = re.compile(r"[0-9a-f]{64}")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
@@ -238,7 +239,7 @@ def test_every_lookup_answers_as_the_original(driver: str, btrfs_dir: Path, file
 def test_every_change_leaves_the_store_as_the_original_does(
     driver: str, btrfs_dir: Path, files: dict[str, str]
 ) -> None:
-    found = []
+    found: list[str] = []
     for number, (name, script) in enumerate(SCRIPTS.items()):
         ours, real = both(btrfs_dir / f"s{number}", driver, files)
         found += [f"{name}: {text}" for text in differences(ours, real, script)]
@@ -246,6 +247,60 @@ def test_every_change_leaves_the_store_as_the_original_does(
             if a != b:
                 found.append(f"{name}: {what} {describe(a, b)}")
     assert not found, "\n\n".join(found)
+
+
+def test_mapped_layers_are_as_the_original_makes_them(btrfs_dir: Path, files: dict[str, str]) -> None:
+    require("containers-storage")
+    ours, real = both(btrfs_dir / "s", "vfs", files)
+    assert not differences(ours, real, MAPPED)
+    assert ours.tables() == real.tables()
+    assert ours.tree() == real.tree()
+
+
+@pytest.mark.parametrize("words", ["exists base", "-s vfs exists base", "storage -s vfs exists base"])
+def test_verbs_of_the_original_are_fsds_too(words: str, btrfs_dir: Path) -> None:
+    store = ["-g", str(btrfs_dir / "g"), "-R", str(btrfs_dir / "r")]
+    before, *after = words.split()
+    argv = [before, *store, *after] if before == "storage" else [*store, before, *after]
+    done = subprocess.run(
+        [sys.executable, "-m", "fsd", *argv], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "base: false\n", "")
+
+
+def test_deletion_rules_hold_for_names_too(btrfs_dir: Path, files: dict[str, str]) -> None:
+    ours = Side(start_ours, btrfs_dir / "s", "vfs", files)
+    assert ours.start("create-layer -i {A} -n base")()[0] == 0
+    assert ours.start("create-layer -i {B} base")()[0] == 0
+    code, _, err = ours.start("delete-layer base")()
+    assert (code, err) == (1, f"base: used by layer {IDS['B']}: layer has children\n")
+
+
+def test_shutdown_by_force_ends(btrfs_dir: Path, files: dict[str, str]) -> None:
+    ours = Side(start_ours, btrfs_dir / "s", "vfs", files)
+    for line in ("create-layer -i {A}", "mount {A}", "mount {A}", "shutdown -f"):
+        assert ours.start(line)()[0] == 0
+    assert ours.start("mounted {A}")()[1] == ""
+
+
+def test_reading_commands_import_nothing_slow() -> None:
+    script = "import sys; from fsd import storage_cli, storage_show, storage_context; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    slow = {
+        "argparse",
+        "dataclasses",
+        "enum",
+        "json",
+        "pathlib",
+        "re",
+        "typing",
+        "trio",
+        "pyfuse3",
+        "_cffi_backend",
+    }
+    assert not slow & set(done.stdout.split())
 
 
 def describe(a, b) -> str:
