@@ -11,17 +11,20 @@ import functools
 import re
 from typing import TYPE_CHECKING, Literal, cast
 
+from fsd.settings import ON_WRITE
 from store.commit import commit
 from store.errors import BadName, BadValue, DuplicateName, ImageUnknown
 from store.fill import check_pristine, fill, resolve_source
 from store.limits import Limits, parse_limit
 from store.names import normalize, parse
+from store.prune import DEFAULT_KINDS, parse_kinds
+from store.timer import ON_WRITE as ON_WRITE_SETTING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from fsd.live import Table
-    from fsd.site import ContainerSubject, ImageSubject, ObjectSubject, PartSubject, Site
+    from fsd.site import ContainerSubject, ImageSubject, ObjectSubject, PartSubject, Site, Subject
     from store.history import Snapshot
     from store.records import Layer
 
@@ -67,13 +70,13 @@ def _prefix(name: str) -> str:
 
 
 def remove(site: Site, table: Table, id_: str) -> None:
-    """``rmdir`` in a table: the store's own deletion rules decide."""
+    """``rmdir`` in a table: to the trash, if the store's own deletion rules allow it."""
     if table == "containers":
-        site.history.delete_container(id_)
+        site.trash.remove_container(id_)
     elif table == "images":
-        site.store.delete_image(id_)
+        site.trash.remove_image(id_)
     else:
-        site.store.delete_layer(id_)
+        site.trash.remove_layer(id_)
 
 
 def rename(site: Site, table: Table, id_: str, listed: str, name: str) -> None:
@@ -167,7 +170,12 @@ def roll_back(subject: ContainerSubject, value: str, append: bool) -> Callable[[
         return _nothing
     history = subject.site.history
     history.get(subject.id, name)
-    return functools.partial(history.rollback, subject.id, name)
+    return functools.partial(_roll_back, subject, name)
+
+
+def _roll_back(subject: ContainerSubject, name: str) -> None:
+    before = subject.site.history.rollback(subject.id, name)
+    _told(subject, "rollback", name, before=before.name)
 
 
 def commit_to(subject: ContainerSubject, value: str, append: bool) -> Callable[[], object]:
@@ -186,6 +194,33 @@ def set_limit(subject: ContainerSubject, value: str, append: bool) -> Callable[[
         return _nothing
     parse_limit(text)
     return functools.partial(Limits(subject.site.store).set, subject.id, text)
+
+
+def set_on_write(subject: ContainerSubject, value: str, append: bool) -> Callable[[], object]:
+    """``echo none > on-write``: no automatic snapshots of this container; ``snapshot`` brings them back."""
+    choice = value.strip()
+    if not choice:
+        return _nothing
+    if choice not in ON_WRITE:
+        raise BadValue(f"{choice!r:.80} is none of {', '.join(ON_WRITE)}")
+    return functools.partial(_set_on_write, subject, choice)
+
+
+def _set_on_write(subject: ContainerSubject, choice: str) -> None:
+    subject.site.history.state.set_setting(f"containers/{subject.id}", ON_WRITE_SETTING, choice)
+    subject.site.configure_bursts(subject.id, choice)
+
+
+def choose_prune(subject: Subject, value: str, append: bool) -> Callable[[], object]:
+    """``echo KIND… > control/prune/preview`` chooses what the preview looks for; ``all`` is everything."""
+    kinds = parse_kinds(value.split()) or DEFAULT_KINDS
+    return functools.partial(setattr, subject.site, "prune_kinds", kinds)
+
+
+def run_prune(subject: Subject, value: str, append: bool) -> Callable[[], object]:
+    """``echo TOKEN > control/prune/run`` removes exactly what the preview of that token listed."""
+    token = value.strip()
+    return functools.partial(subject.site.prune.run, token) if token else _nothing
 
 
 def set_pinned(subject: ImageSubject | ContainerSubject, pinned: bool) -> None:
@@ -209,22 +244,33 @@ def _nothing() -> None:
 
 def take_snapshot(subject: ContainerSubject, name: str) -> Snapshot:
     """``mkdir snapshots/NAME`` takes a snapshot now."""
-    return subject.site.history.take(subject.id, name, reason="manual")
+    snapshot = subject.site.history.take(subject.id, name, reason="manual")
+    _told(subject, "create", name, reason="manual")
+    return snapshot
 
 
 def remove_snapshot(subject: ContainerSubject, name: str) -> None:
     """``rmdir snapshots/NAME`` deletes it."""
     subject.site.history.remove(subject.id, name)
+    _told(subject, "remove", name)
 
 
 def rename_snapshot(subject: ContainerSubject, name: str, new_name: str) -> None:
     """``mv snapshots/A snapshots/B`` gives it another name."""
     subject.site.history.rename(subject.id, name, new_name)
+    _told(subject, "rename", new_name, before=name)
+
+
+def _told(subject: ContainerSubject, action: str, name: str, **more: str) -> None:
+    subject.site.events.emit("snapshots", action, subject.id, (name,), **more)
 
 
 def snapshot_before_write(site: Site, container: str) -> Snapshot | None:
     """The automatic snapshot of a burst; none when nothing changed since the last one."""
-    return site.history.take_if_changed(container, reason="write")
+    snapshot = site.history.take_if_changed(container, reason="write")
+    if snapshot is not None:
+        site.events.emit("snapshots", "create", container, (snapshot.name,), reason="write")
+    return snapshot
 
 
 def snapshot_of(subject: PartSubject) -> Snapshot:

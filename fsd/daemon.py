@@ -14,25 +14,29 @@ import resource
 import signal
 import sys
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pyfuse3
 import trio
 
-from fsd.bursts import Bursts
+from fsd.bursts import BurstPolicy, Bursts
 from fsd.control import snapshot_before_write
 from fsd.errnos import Failure, errno_of
 from fsd.followers import follow
 from fsd.operations import Operations
 from fsd.rootfs import Rootfs
+from fsd.settings import load_settings, settings_path
 from fsd.site import ContainerSubject, Site
 from fsd.views import Views
 from store.history import History
+from store.timer import ON_WRITE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from fsd.events import Events
     from fsd.inodes import Inodes
     from store.history import Snapshot
     from store.store import Store
@@ -63,13 +67,20 @@ def run(
         0 after a clean end, 1 when the mount could not be made to answer.
     """
     _raise_descriptor_limit()
-    site = Site(store, History(store), mountpoint)
+    settings = load_settings(settings_path(store.options))
+    site = Site(store, History(store, policy=settings.retention), mountpoint, settings=settings)
     rootfs = Rootfs(site.history.state.view_number, store.graphroot)
     bursts = Bursts(
         functools.partial(_take, site),
+        _policy(settings.bursts, settings.on_write.containers),
         on_failure=functools.partial(_burst_failed, site),
         memory=site.history.state,
     )
+    site.configure_bursts = lambda container, choice: bursts.configure(
+        container, _policy(settings.bursts, choice)
+    )
+    for obj, choice in site.history.state.settings_of(ON_WRITE).items():
+        site.configure_bursts(obj.removeprefix("containers/"), choice)
     views = Views(store, rootfs, bursts)
     mount = _Mount(mountpoint, foreground, ready)
     options = MOUNT_OPTIONS | ({"allow_other"} if allow_other else set())
@@ -97,6 +108,7 @@ class _Mount:
         self._signals = {signal.SIGTERM, signal.SIGINT} if foreground else {signal.SIGTERM}
         self._ready = ready
         self._ended = False
+        self._events: Events | None = None
         self.failed = False
 
     @property
@@ -106,6 +118,7 @@ class _Mount:
 
     async def serve(self, site: Site, inodes: Inodes) -> None:
         """Serve until unmounted or told to end."""
+        self._events = site.events
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._until_signal)
             nursery.start_soon(self._announce)
@@ -135,6 +148,8 @@ class _Mount:
 
     def _end(self) -> None:
         self._ended = True
+        if self._events is not None:
+            self._events.close()
         pyfuse3.terminate()
 
 
@@ -142,6 +157,11 @@ def _raise_descriptor_limit() -> None:
     """Every open file of a view is a descriptor of ours: take what the hard limit allows."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _policy(common: BurstPolicy, on_write: str) -> BurstPolicy:
+    """The policy of a container whose ``on-write`` is that."""
+    return replace(common, enabled=on_write != "none")
 
 
 async def _take(site: Site, container: str) -> Snapshot | None:

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("fsd")
 
 ERROR_XATTR = b"user.fsd.error"
+DEFECT = "internal error"
+"""How the text of a failure nobody foresaw begins."""
 
 ERRNOS: dict[type[BaseException], int] = {
     store.Unknown: errno.ENOENT,
@@ -98,15 +100,23 @@ class ErrorRing:
 
     def __init__(self, size: int = 64) -> None:
         self._failures: deque[Failure] = deque(maxlen=size)
+        self.total = 0
+        """How many there ever were."""
 
     def add(self, failure: Failure) -> None:
         """Remember a failure; the oldest one goes when the ring is full."""
         self._failures.append(failure)
+        self.total += 1
         log.info("%s", failure)
 
     def text_for(self, inode: int) -> str | None:
         """Text of the newest failure on ``inode``."""
         return next((f.text for f in reversed(self._failures) if f.inode == inode), None)
+
+    def since(self, time_ns: int, *, defects: bool = False) -> int:
+        """How many of the kept failures are not older; only those nobody foresaw, with ``defects``."""
+        found = [failure for failure in self._failures if failure.time_ns >= time_ns]
+        return sum(1 for failure in found if not defects or failure.text.startswith(DEFECT))
 
     def __str__(self) -> str:
         return "".join(f"{failure}\n" for failure in self._failures)
@@ -150,7 +160,7 @@ def explain(exc: BaseException, operation: str) -> tuple[int, str]:
     number = errno_of(exc)
     if number is None:
         log.error("unforeseen failure in %s", operation, exc_info=exc)
-        return errno.EIO, f"internal error: {type(exc).__name__}: {exc}"
+        return errno.EIO, f"{DEFECT}: {type(exc).__name__}: {exc}"
     if isinstance(exc, OSError):
         return number, exc.strerror or str(exc) or os.strerror(number)
     return number, str(exc)

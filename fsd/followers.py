@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 from typing import TYPE_CHECKING
@@ -27,6 +28,12 @@ WATCH_SECONDS = 1.0
 """How often the tables are looked at where inotify is not to be had; also after a missed event."""
 MEASURE_SECONDS = 2.0
 """How often what stats asked for is measured; the budget of ``fsd.diffs`` bounds what that costs."""
+SIZE_SECONDS, SIZE_BUDGET = 10.0, 0.5
+"""How often sizes are measured, and for how many seconds then."""
+REAP_SECONDS = 3600.0
+"""How often content that is provably ours and that nothing names is removed."""
+TIMER_SECONDS = 300.0
+"""How often the timer looks whether a snapshot of a container is due."""
 EXPIRE_SECONDS = 60.0
 """How often retention runs; it deletes at most 20 snapshots a minute (DESIGN 5)."""
 
@@ -36,8 +43,13 @@ async def follow(site: Site, inodes: Inodes) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_follow_tables, site, inodes)
         nursery.start_soon(_every, MEASURE_SECONDS, site.diffs.measure_wanted)
+        nursery.start_soon(_every, SIZE_SECONDS, functools.partial(site.sizes.refresh, SIZE_BUDGET))
         if site.history.supported:
             nursery.start_soon(_every, EXPIRE_SECONDS, site.history.expire)
+            nursery.start_soon(_every, EXPIRE_SECONDS, site.trash.expire)
+            nursery.start_soon(_every, REAP_SECONDS, site.orphans.reap_ours)
+            if site.timer.interval > 0:
+                nursery.start_soon(_every, TIMER_SECONDS, site.timer.tick)
 
 
 async def _follow_tables(site: Site, inodes: Inodes) -> None:
@@ -52,6 +64,7 @@ async def _follow_tables(site: Site, inodes: Inodes) -> None:
                 await _next_change(watch)
             now = site.now
             if now is not before:
+                site.events.compare(before, now)
                 _invalidate(before, now, inodes)
                 before = now
 

@@ -25,6 +25,7 @@ from fsd.errnos import ERROR_XATTR, barrier
 from fsd.inodes import REAL_TREES, Inodes
 from fsd.naming import NAME_MAX
 from fsd.nodes import RealTree
+from fsd.processes import has_signal
 from fsd.realtrees import RealTrees
 from fsd.tree import root
 
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from fsd.site import Site
     from fsd.views import Views
 
+SIGNAL_SECONDS = 0.3
+"""How often the readers of a stream are looked at."""
 _TRUNCATE_ONLY = ("update_mode", "update_uid", "update_gid")
 
 
@@ -56,6 +59,7 @@ class Opened:
     pid: int
     uid: int
     append: bool
+    impatient: bool = False
     content: Content = field(default_factory=lambda: Rendered(b""))
     sink: Sink | None = None
     fresh: bool = False
@@ -291,6 +295,7 @@ class Operations(pyfuse3.Operations):
 
     async def _opened(self, node: Node, inode: InodeT, flags: int, ctx: RequestContext) -> Opened:
         opened = Opened(node, inode, ctx.pid, ctx.uid, bool(flags & os.O_APPEND))
+        opened.impatient = bool(flags & os.O_NONBLOCK)
         if flags & os.O_ACCMODE != os.O_RDONLY:
             opened.sink = await self._call(node, node.kind.open_sink)
         if flags & os.O_ACCMODE != os.O_WRONLY:
@@ -299,9 +304,10 @@ class Operations(pyfuse3.Operations):
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
         """A part of the content."""
-        content = cast("Opened", self._handles[fh]).content
+        opened = cast("Opened", self._handles[fh])
+        content = opened.content
         if isinstance(content, Stream):
-            return await content.next_bytes(size)
+            return await _next_bytes(content, size, opened.pid, wait=not opened.impatient)
         if content.blocking:
             return cast("bytes", await self._work(content.read_at, off, size))
         return content.read_at(off, size)
@@ -442,6 +448,21 @@ class Operations(pyfuse3.Operations):
         number = next(self._numbers)
         self._handles[number] = handle
         return FileHandleT(number)
+
+
+async def _next_bytes(stream: Stream, size: int, pid: int, *, wait: bool) -> bytes:
+    """What a stream gives next; a reader that got a signal meanwhile is not kept waiting.
+
+    The kernel waits for the answer to a read even when the process is being killed, and pyfuse3 does not
+    hand on that it was interrupted, so whoever opened the file is looked at now and then.
+    """
+    while True:
+        with trio.move_on_after(SIGNAL_SECONDS if wait else 0):
+            return await stream.next_bytes(size)
+        if not wait:
+            raise FUSEError(errno.EAGAIN)
+        if has_signal(pid):
+            raise FUSEError(errno.EINTR)
 
 
 def _list_entries(node: Node) -> list[tuple[str, Node]]:

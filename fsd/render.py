@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 from drivers.base import Compression
 from fsd.control import container_of, snapshot_of
+from fsd.graph import dot, forest, svg
+from fsd.removed import moment
 from fsd.site import ContainerSubject, ImageSubject, LayerSubject, PartSubject, PathSubject
 from fsd.views import ViewSpec
 from store.records import encode
+from store.timer import ON_WRITE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
     from drivers.idmap import IDMap
+    from fsd.graph import Item
     from fsd.live import Table
     from fsd.site import ObjectSubject, Subject
 
@@ -289,6 +293,30 @@ def has_limits(container: ContainerSubject) -> bool:
     return container.site.store.driver.capabilities.quota
 
 
+def on_write(container: ContainerSubject) -> str:
+    """What the first write of a burst does: ``snapshot`` or ``none``."""
+    settings = container.site.history.state.settings(f"containers/{container.id}")
+    return settings.get(ON_WRITE, container.site.settings.on_write.containers)
+
+
+def size(subject: ObjectSubject) -> str:
+    """Bytes the object holds, as last measured; empty before."""
+    figures = subject.site.sizes.get(subject.table, subject.id)
+    return str(figures.size) if figures else ""
+
+
+def exclusive(subject: ObjectSubject) -> str:
+    """Bytes on disk that only this object refers to, as last measured; empty where that is not known."""
+    figures = subject.site.sizes.get(subject.table, subject.id)
+    return "" if figures is None or figures.exclusive is None else str(figures.exclusive)
+
+
+def measured(subject: ObjectSubject) -> str:
+    """When ``size`` and ``exclusive`` were measured; empty before."""
+    figures = subject.site.sizes.get(subject.table, subject.id)
+    return moment(figures.measured_ns) if figures else ""
+
+
 def pinned_ns(subject: ImageSubject | ContainerSubject) -> int | None:
     """Since when the object is pinned."""
     pins = subject.site.history.pins
@@ -351,3 +379,33 @@ def status(subject: Subject) -> str:
     pairs += [("upload", f"{up.what}: {up.bytes} bytes, {up.doing}") for up in site.uploads.active()]
     pairs += site.store.driver.status()
     return lines(f"{name}: {value}" for name, value in pairs)
+
+
+def prune_preview(subject: Subject) -> str:
+    """What would go, one object a line, and the token that removes exactly that."""
+    site = subject.site
+    plan = site.prune.preview(site.prune_kinds)
+    listed = [f"{item.kind.value}\t{item.name}\t{item.id}\t{item.why}" for item in plan.items]
+    spared = [f"# pinned, stays: {item.kind.value}\t{item.name}" for item in plan.pinned]
+    kinds = " ".join(sorted(kind.value for kind in plan.kinds))
+    return lines([f"token: {plan.token}", f"kinds: {kinds}", *listed, *spared])
+
+
+def _forest(subject: Subject) -> list[Item]:
+    figures = subject.site.sizes.all()
+
+    def own(layer_id: str) -> int | None:
+        found = figures.get(("layers", layer_id))
+        return found.exclusive if found else None
+
+    return forest(subject.site.now.catalog, own)
+
+
+def graph_dot(subject: Subject) -> str:
+    """The layer graph for Graphviz."""
+    return dot(_forest(subject))
+
+
+def graph_svg(subject: Subject) -> str:
+    """The layer graph as a picture."""
+    return svg(_forest(subject))

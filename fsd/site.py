@@ -13,12 +13,20 @@ from typing import TYPE_CHECKING, ClassVar, cast
 
 from fsd.diffs import Differences
 from fsd.errnos import ErrorRing
+from fsd.events import Events
 from fsd.layouts import Layouts
 from fsd.live import Live, Now, Table
+from fsd.settings import Settings
 from fsd.uploads import Uploads
 from store.errors import ContainerUnknown, ImageUnknown, LayerUnknown, StoreError
+from store.orphans import Orphans
+from store.prune import DEFAULT_KINDS, Kind, Prune
+from store.sizes import Sizes
+from store.timer import Timer
+from store.trash import Trash
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from store.history import History
@@ -42,6 +50,17 @@ class Site:
     live: Live = field(init=False)
     errors: ErrorRing = field(default_factory=ErrorRing)
     started_ns: int = field(default_factory=time.time_ns)
+    settings: Settings = field(default_factory=Settings)
+    events: Events = field(default_factory=Events)
+    prune_kinds: frozenset[Kind] = DEFAULT_KINDS
+    """What ``control/prune/preview`` looks for."""
+    configure_bursts: Callable[[str, str], object] = lambda container_id, on_write: None
+    """Told of a container's ``on-write`` when it is chosen."""
+    trash: Trash = field(init=False)
+    orphans: Orphans = field(init=False)
+    sizes: Sizes = field(init=False)
+    prune: Prune = field(init=False)
+    timer: Timer = field(init=False)
     diffs: Differences = field(init=False)
     layouts: Layouts = field(init=False)
     uploads: Uploads = field(default_factory=Uploads)
@@ -52,6 +71,11 @@ class Site:
         self.live = Live(self.store)
         self.diffs = Differences(self.store, self.history.state)
         self.layouts = Layouts(self.store)
+        self.trash = Trash(self.history, self.settings.trash)
+        self.orphans = Orphans(self.history, self.trash)
+        self.sizes = Sizes(self.history, self.trash)
+        self.prune = Prune(self.trash, self.orphans, self.sizes)
+        self.timer = Timer(self.history, self.settings.timer.interval)
 
     @property
     def now(self) -> Now:

@@ -7,17 +7,39 @@ from fsd.bigdata import BigData
 from fsd.children import Children
 from fsd.compared import CHANGES, DIFF, DIFF_OF_LAYER, DiffTable
 from fsd.control import (
+    choose_prune,
     commit_to,
     fill_from,
     roll_back,
+    run_prune,
     set_limit,
     set_metadata,
     set_names,
+    set_on_write,
     set_pinned,
     set_snapshot_pinned,
 )
+from fsd.events import EventFile
+from fsd.health import health
 from fsd.images import IMAGE_TAR, Layout
+from fsd.locks import locks
+from fsd.metrics import metrics
 from fsd.nodes import Directory, Flag, Link, Many, Node, RealTree, SlowText, Text
+from fsd.removed import (
+    OrphanTable,
+    TrashTable,
+    broken_records,
+    broken_text,
+    expires,
+    has_tree,
+    moment,
+    orphan_size,
+    orphan_view,
+    pin_trash,
+    trash_pinned_ns,
+    trash_view,
+    what,
+)
 from fsd.site import Site, Subject
 from fsd.snapshots import SnapshotTable
 from fsd.tables import Table
@@ -46,6 +68,9 @@ LAYER = Directory(
         "uidmap": Text(lambda s: r.id_map(s.record.uidmap)),
         "gidmap": Text(lambda s: r.id_map(s.record.gidmap)),
         "mount-count": Text(lambda s: str(s.site.now.catalog.mount_count(s.id))),
+        "size": Text(r.size),
+        "exclusive": Text(r.exclusive),
+        "measured": Text(r.measured),
         "json": Text(r.record_json),
         "path": Link(r.layer_directory),
         "big-data": BIG_DATA,
@@ -109,6 +134,10 @@ CONTAINER = Directory(
         "gidmap": Text(lambda s: r.id_map(s.record.gidmap)),
         "path": Link(r.layer_directory),
         "limit": SlowText(r.limit, set_limit),
+        "size": Text(r.size),
+        "exclusive": Text(r.exclusive),
+        "measured": Text(r.measured),
+        "on-write": Text(r.on_write, set_on_write),
         "rollback": Text(lambda s: "", roll_back),
         "commit": Text(lambda s: "", commit_to),
         "pinned": PINNED,
@@ -127,6 +156,27 @@ CONTAINER = Directory(
     },
 )
 
+TRASH = Directory(
+    {
+        "what": SlowText(what),
+        "removed": SlowText(lambda s: moment(s.entry.removed_ns)),
+        "expires": SlowText(expires),
+        "pinned": Flag(trash_pinned_ns, pin_trash),
+        "rootfs": RealTree(trash_view),
+    },
+    present={"rootfs": has_tree},
+)
+
+ORPHAN = Directory(
+    {
+        "reason": SlowText(lambda s: s.orphan.reason),
+        "size": SlowText(orphan_size),
+        "since": SlowText(lambda s: moment(s.orphan.born_ns)),
+        "rootfs": RealTree(orphan_view),
+    },
+    present={"rootfs": lambda s: s.orphan.path is not None},
+)
+
 ROOT = Directory(
     {
         "README": Text(lambda s: README),
@@ -134,10 +184,26 @@ ROOT = Directory(
         "images": Table("images", IMAGE),
         "containers": Table("containers", CONTAINER),
         "diff": DiffTable(Directory({"changes": CHANGES, "diff.tar": DIFF})),
+        "trash": TrashTable(TRASH),
+        "orphans": OrphanTable(ORPHAN),
+        "broken": Many(broken_records, Text(broken_text)),
         "control": Directory(
             {
                 "status": SlowText(r.status),
+                "health": SlowText(lambda s: health(s.site)),
+                "metrics": SlowText(lambda s: metrics(s.site)),
                 "errors": Text(lambda s: str(s.site.errors)),
+                "locks": SlowText(lambda s: r.lines(map(str, locks(s.site.store)))),
+                "config": Text(lambda s: str(s.site.settings)),
+                "graph.dot": SlowText(r.graph_dot),
+                "graph.svg": SlowText(r.graph_svg),
+                "prune": Directory(
+                    {
+                        "preview": SlowText(r.prune_preview, choose_prune),
+                        "run": Text(lambda s: "", run_prune),
+                    }
+                ),
+                "events": EventFile(),
             }
         ),
     }
@@ -146,23 +212,34 @@ ROOT = Directory(
 README = """\
 fsd: container storage as files.
 
-layers/<id>/             one directory per layer: metadata files, links to parent and children, rootfs
-images/<name>:<tag>/     one per image: manifest.json, config.json, history, layers/, rootfs (read-only)
-containers/<name>/       one per container: rootfs (writable), snapshots/, rollback, from
-control/status, errors   what this mount is, and why the last operations were refused
+layers/<id>/             metadata files, links to parent and children, changes, diff.tar, rootfs (read-only)
+images/<name>:<tag>/     manifest.json, config.json, history, layers/, oci/, image.tar, rootfs (read-only)
+containers/<name>/       rootfs (writable), snapshots/, changes, diff.tar, from, rollback, commit, limit
+diff/A..B/               what B changes against A: any two layers, images, containers, CONTAINER@SNAPSHOT
+trash/  orphans/         what was removed lately; content that nothing names, and why
+control/                 status health errors metrics events locks config prune/ graph.svg
 
 Every name, ID, ID prefix (3 digits or more), digest and short image name also resolves:
 cd containers/3f2
 
 mkdir containers/NAME                    a new container with an empty rootfs
 echo SOURCE > containers/NAME/from       fill it from an image, layer, container or CONTAINER/snapshots/NAME
-rmdir containers/NAME                    remove it (also images/…, layers/…, unless something uses it)
+rmdir containers/NAME                    remove it to the trash (also images/…, layers/…, unless used)
+mv trash/X containers/NAME               bring it back; rmdir trash/X purges it
 mv containers/A containers/B             rename it
 echo N > …/names    echo N >> …/names    set, or add, names
+ln -s IMAGE images/NAME:TAG              a further name; rm takes it away
 mkdir containers/X/snapshots/N           take a snapshot (rmdir deletes it, mv renames it)
 echo N > containers/X/rollback           back to snapshot N; the state before is kept as a snapshot
+echo NAME:TAG > containers/X/commit      make an image of it
+echo 10G > containers/X/limit            bound its size; 0 lifts the limit
+touch …/pinned                           protect an image or container; rm …/pinned ends that
+mkdir layers/N                           a new layer; cp layer.tar layers/N/diff.tar fills it
+cp image.tar images/.import/ANY          load an image archive
 
-The first write of a burst in a container's rootfs takes a snapshot before it lands.
+The first write of a burst in a container's rootfs takes a snapshot before it lands
+(echo none > on-write: it does not). A running container writes past this mount; a timer
+takes a snapshot of what changed every hour.
 Image, layer and snapshot views cannot be written (EROFS). After a refused operation read
 control/errors, or: getfattr --only-values -n user.fsd.error PATH
 """

@@ -1,0 +1,186 @@
+"""fsd's own numbers: ``fsd.toml`` beside storage.conf, and what is in force.
+
+Every key is optional. Times are seconds or texts such as ``90s``, ``15m``, ``24h``, ``7d``; fractions are
+numbers from 0 to 1. Which file: ``FSD_CONF``, else the directory of the storage.conf in use, else
+``/etc/containers/fsd.toml`` (for root) or ``~/.config/containers/fsd.toml``.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import re
+import sys
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fsd.bursts import BurstPolicy
+from store.errors import BadValue
+from store.retention import Policy
+from store.trash import TrashPolicy
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from store.config import StoreOptions
+
+NAME = "fsd.toml"
+ON_WRITE = ("snapshot", "none")
+IMAGE_ON_WRITE = ("deny", "draft")
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimerSettings:
+    """The on-change timer; ``interval`` seconds between two of its snapshots of one container, 0 is off."""
+
+    interval: float = 3600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteSettings:
+    """What a first write does where nothing was chosen: in a container, and in an image's view."""
+
+    containers: str = "snapshot"
+    images: str = "deny"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that can be set, by the section of the file it stands in; ``source`` is the file read."""
+
+    bursts: BurstPolicy = field(default_factory=BurstPolicy)
+    retention: Policy = field(default_factory=Policy)
+    trash: TrashPolicy = field(default_factory=TrashPolicy)
+    timer: TimerSettings = field(default_factory=TimerSettings)
+    on_write: WriteSettings = field(default_factory=WriteSettings)
+    source: str = ""
+
+    def __str__(self) -> str:
+        lines = [f"# from {self.source}" if self.source else "# built-in values; no fsd.toml was found"]
+        for section in _sections():
+            lines += ["", f"[{_dashed(section)}]"]
+            lines += [f"{key} = {_toml(value)}" for key, value in _items(getattr(self, section))]
+        return "\n".join(lines)
+
+
+def settings_path(options: StoreOptions, env: Mapping[str, str] = os.environ) -> Path:
+    """Where the settings of a store are looked for."""
+    if env.get("FSD_CONF"):
+        return Path(env["FSD_CONF"])
+    if options.sources:
+        return Path(options.sources[-1]).parent / NAME
+    if os.geteuid() == 0:
+        return Path("/etc/containers") / NAME
+    home = env.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    return Path(home) / "containers" / NAME
+
+
+def load_settings(path: Path) -> Settings:
+    """The settings in ``path``, or the built-in ones if there is no such file.
+
+    Raises:
+        BadValue: it is no TOML, or a key or value is not one; names file and key. OSError
+    """
+    try:
+        text = path.read_bytes().decode()
+    except (FileNotFoundError, NotADirectoryError):
+        return Settings()
+    except UnicodeDecodeError:
+        raise BadValue(f"{path} is not UTF-8 text") from None
+    try:
+        found = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise BadValue(f"{path}: {error}") from None
+    return _settings(found, str(path))
+
+
+def _settings(found: dict[str, Any], source: str) -> Settings:
+    settings = Settings(source=source)
+    for section, table in found.items():
+        attribute = section.replace("-", "_")
+        if attribute not in _sections() or not isinstance(table, dict):
+            raise BadValue(
+                f"{source}: there is no section {section!r}; there are {', '.join(map(_dashed, _sections()))}"
+            )
+        changed = _changed(getattr(settings, attribute), table, f"{source}: {section}")
+        settings = replace(settings, **{attribute: changed})
+    _check_choice(settings.on_write.containers, ON_WRITE, f"{source}: on-write.containers")
+    _check_choice(settings.on_write.images, IMAGE_ON_WRITE, f"{source}: on-write.images")
+    return settings
+
+
+def _changed(default: T, table: dict[str, Any], where: str) -> T:
+    known = {_dashed(item.name): item.name for item in fields(default)}  # type: ignore[arg-type]
+    changes: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in known:
+            raise BadValue(f"{where}.{key}: there is no such setting; there are {', '.join(known)}")
+        changes[known[key]] = _value(getattr(default, known[key]), value, f"{where}.{key}")
+    return replace(default, **changes)  # type: ignore[type-var]
+
+
+def _value(default: Any, value: Any, where: str) -> Any:
+    """``value`` as what ``default`` is."""
+    if isinstance(default, bool):
+        if isinstance(value, bool):
+            return value
+    elif isinstance(default, enum.Enum):
+        _check_choice(value, tuple(member.value for member in type(default)), where)
+        return type(default)(value)
+    elif isinstance(default, float):
+        return _number(value, where)
+    elif isinstance(default, int):
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return value
+    elif isinstance(default, tuple):
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+    elif isinstance(value, str):
+        return value
+    raise BadValue(f"{where}: {value!r} is not a value like {_toml(default)}")
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, str) and (match := _SPAN.fullmatch(value.strip())):
+        return float(match[1]) * _UNITS[match[2]]
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf"):
+        return float(value)
+    raise BadValue(f"{where}: {value!r} is neither a number nor a time such as 90s, 15m, 24h or 7d")
+
+
+def _check_choice(value: Any, choices: tuple[str, ...], where: str) -> None:
+    if value not in choices:
+        raise BadValue(f"{where}: {value!r} is none of {', '.join(choices)}")
+
+
+def _sections() -> list[str]:
+    return [item.name for item in fields(Settings) if item.name != "source"]
+
+
+def _items(section: Any) -> Iterator[tuple[str, Any]]:
+    return ((_dashed(item.name), getattr(section, item.name)) for item in fields(section))
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, enum.Enum):
+        return _toml(value.value)
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
