@@ -8,6 +8,7 @@ last was) until the background has measured it. Reading always compares when not
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import OrderedDict
@@ -17,10 +18,12 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from drivers.base import Compression
+from drivers.errors import DriverError
 from fsd.budget import Budget
 from fsd.contents import Archive, Content, Opened, Rendered
 from store.comparison import Side, compared, describe_changes, generation_of
 from store.durable import file_state
+from store.errors import StoreError
 from store.state import Size
 from store.virtual import of_stream
 
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from store.records import Layer
     from store.state import State
     from store.store import Store
+
+log = logging.getLogger("fsd")
 
 EMPTY_ARCHIVE = 1024
 """Bytes of a tar with nothing in it: two blocks of zeros."""
@@ -124,8 +129,11 @@ class Differences:
                 if not self._wanted:
                     break
                 _, pair = self._wanted.popitem(last=False)
-            with self._budget.spending():
-                self._compare(pair)
+            try:
+                with self._budget.spending():
+                    self._compare(pair)
+            except (StoreError, DriverError, OSError) as exc:
+                log.info("%s was not compared: %s", pair.key, exc)  # most often one side was removed
             done += 1
         return done
 

@@ -223,6 +223,7 @@ class Operations(pyfuse3.Operations):
     async def unlink(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
         """Attributes cannot be unlinked; who tries will not empty the object's trees either."""
         parent = self._node(parent_inode)
+        self.real.check_removal(parent.key.split("/", 1)[0], ctx, parent.path)
         try:
             await self._work(parent.kind.unlink, parent, _entry_name(name))
         except PermissionError:

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
-from fsd.nodes import DirectoryKind
+from fsd.nodes import Directory, DirectoryKind
 from fsd.site import NamesSubject, Subject
 from fsd.views import ViewSpec
 from store.errors import TrashUnknown
@@ -109,6 +109,13 @@ def pin_trash(subject: TrashSubject, pinned: bool) -> None:
     """Keep an entry, or let it expire."""
     pins = subject.site.trash.pins
     (pins.pin if pinned else pins.unpin)("trash", subject.entry.id)
+
+
+@dataclass(frozen=True)
+class Removed(Directory):
+    """A removed object. Moving it elsewhere makes it another entry, so nobody keeps what its name means."""
+
+    keep_name = 0.0
 
 
 @dataclass(frozen=True)

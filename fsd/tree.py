@@ -27,6 +27,7 @@ from fsd.metrics import metrics
 from fsd.nodes import Directory, Flag, Link, Many, Node, RealTree, SlowText, Text
 from fsd.removed import (
     OrphanTable,
+    Removed,
     TrashTable,
     broken_records,
     broken_text,
@@ -156,7 +157,7 @@ CONTAINER = Directory(
     },
 )
 
-TRASH = Directory(
+TRASH = Removed(
     {
         "what": SlowText(what),
         "removed": SlowText(lambda s: moment(s.entry.removed_ns)),

@@ -198,7 +198,9 @@ def test_tools_neither_hang_nor_lose_anything(tree, place):
 
 def _everything(tree):
     tables = ("images/localhost", "containers", "layers", "trash", "orphans")
-    return {table: sorted(os.listdir(tree.path / table)) for table in tables}
+    found = {table: sorted(os.listdir(tree.path / table)) for table in tables}
+    big_data = tree.path / "images" / TOP / "big-data"
+    return found | {path.name: path.read_bytes() for path in big_data.iterdir()}
 
 
 def test_editors_and_version_control_work_in_a_container(tree):
