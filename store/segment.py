@@ -26,6 +26,7 @@ class Segment(Generic[R]):
     """One file of a table, parsed: its items in order, and the text of each when it is to be rewritten."""
 
     __slots__ = (
+        "_data",
         "_pieces",
         "_positions",
         "_spans",
@@ -47,6 +48,8 @@ class Segment(Generic[R]):
         self._spans: list[int] = []
         self._pieces: list[str] | None = []
         self._positions: dict[str, int] | None = {}
+        self._data = b""
+        """What the file was last written as, if we wrote it."""
 
     @property
     def fresh(self) -> bool:
@@ -99,4 +102,9 @@ class Segment(Generic[R]):
             pieces.append(encode(record))
         result.items, result._pieces = items, pieces
         result._positions = None if removed else positions
-        return result, codec.to_bytes("[" + ",".join(pieces) + "]")
+        if self._data and not replaced and not removed and len(items) > len(self.items) > 0:
+            tail = codec.to_bytes(",".join(pieces[len(self.items) :]))
+            result._data = b"".join((memoryview(self._data)[:-1], b",", tail, b"]"))
+        else:
+            result._data = codec.to_bytes("[" + ",".join(pieces) + "]")
+        return result, result._data
