@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from drivers.base import Compression
 from fsd.control import container_of, snapshot_of
+from fsd.drafts import draft_of
 from fsd.graph import dot, forest, svg
 from fsd.removed import moment
 from fsd.site import ContainerSubject, ImageSubject, LayerSubject, PartSubject, PathSubject
@@ -206,13 +208,16 @@ def image_history(image: ImageSubject) -> str:
 
 
 def image_view(image: ImageSubject) -> ViewSpec:
-    """An image's content, read-only."""
+    """An image's content, read-only; that of its draft while one is open."""
+    draft = draft_of(image)
+    if draft is not None:
+        return replace(container_view(draft), key=f"drafts/{draft.id}", shown=f"{image.path}/rootfs")
     return ViewSpec(
         key=f"images/{image.id}",
         shown=f"{image.path}/rootfs",
         layer_id=image.record.layer,
         read_only=True,
-        refusal="images cannot be written; mkdir a container, fill it 'from' this image and write there",
+        refusal="images cannot be written; fill a container 'from' it, or write 'draft' to its on-write",
     )
 
 

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
 NAME = "fsd.toml"
 ON_WRITE = ("snapshot", "none")
-IMAGE_ON_WRITE = ("deny", "draft")
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
 T = TypeVar("T")
@@ -47,10 +46,9 @@ class TimerSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriteSettings:
-    """What a first write does where nothing was chosen: in a container, and in an image's view."""
+    """What the first write of a burst does in a container where nothing was chosen."""
 
     containers: str = "snapshot"
-    images: str = "deny"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +112,6 @@ def _settings(found: dict[str, Any], source: str) -> Settings:
         changed = _changed(getattr(settings, attribute), table, f"{source}: {section}")
         settings = replace(settings, **{attribute: changed})
     _check_choice(settings.on_write.containers, ON_WRITE, f"{source}: on-write.containers")
-    _check_choice(settings.on_write.images, IMAGE_ON_WRITE, f"{source}: on-write.images")
     return settings
 
 

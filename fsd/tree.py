@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fsd import drafts
 from fsd import render as r
 from fsd.bigdata import BigData
 from fsd.children import Children
@@ -103,6 +104,7 @@ IMAGE = Directory(
         "changes": CHANGES,
         "oci": Layout(),
         "image.tar": IMAGE_TAR,
+        "on-write": Text(drafts.on_write, drafts.set_on_write),
         "pinned": PINNED,
         "rootfs": RealTree(r.image_view),
     },
@@ -239,8 +241,9 @@ mkdir layers/N                           a new layer; cp layer.tar layers/N/diff
 cp image.tar images/.import/ANY          load an image archive
 
 The first write of a burst in a container's rootfs takes a snapshot before it lands
-(echo none > on-write: it does not). A running container writes past this mount; a timer
-takes a snapshot of what changed every hour.
+(echo none > on-write: it does not). echo draft > images/X/on-write lets the rootfs of an
+image be written: it shows a new container then, and the image never changes. A running
+container writes past this mount; a timer takes a snapshot of what changed every hour.
 Image, layer and snapshot views cannot be written (EROFS). After a refused operation read
 control/errors, or: getfattr --only-values -n user.fsd.error PATH
 """

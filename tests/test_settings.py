@@ -48,7 +48,7 @@ def test_values_have_units(tmp_path):
         ("[bursts]\nquiet = true", "quiet"),
         ('[bursts]\non-error = "maybe"', "on-error"),
         ('[retention]\nkeep-last = "3"', "keep-last"),
-        ('[on-write]\nimages = "always"', "images"),
+        ('[on-write]\ncontainers = "always"', "containers"),
         ("quiet = 1", "quiet"),
     ],
 )

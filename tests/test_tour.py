@@ -26,7 +26,7 @@ LAYER = """id names parent children used-by created metadata flags mount-label r
     compressed-digest compressed-size compression uidmap gidmap mount-count size exclusive measured json path
     big-data changes diff.tar rootfs"""
 IMAGE = """id names names-history digest digests created metadata size json layer layers mapped-layers
-    containers big-data manifest.json config.json history changes rootfs oci image.tar"""
+    containers big-data manifest.json config.json history changes rootfs oci image.tar on-write"""
 OBJECT = """id names created metadata flags json image layer from big-data userdata rundata changes diff.tar
     size exclusive measured limit mount-count uidmap gidmap path rootfs snapshots rollback commit on-write"""
 CONTROL = "status health metrics events errors locks config prune graph.svg graph.dot"
