@@ -23,15 +23,17 @@ class Queries(StoreCore):
 
     def layers(self) -> list[Layer]:
         """All layers, in creation order; containers/storage's ``Layers``."""
-        return list(self.catalog().layers)
+        if self.additional:
+            return list(self.catalog().layers)
+        return [layer for layer in self.tables.layers.peek() if not layer.incomplete]
 
     def images(self) -> list[Image]:
         """All images, in creation order; ``Images``."""
-        return list(self.catalog().images)
+        return list(self.catalog().images if self.additional else self.tables.images.peek())
 
     def containers(self) -> list[Container]:
         """All containers, in creation order; ``Containers``."""
-        return list(self.catalog().containers)
+        return list(self.tables.containers.peek())
 
     def multi_list(self) -> tuple[list[Layer], list[Image], list[Container]]:
         """All three lists, as of one moment; ``MultiList``."""
