@@ -445,5 +445,8 @@ def test_sizes(store):
     container = store.create_container(image=image.id)
     store.set_container_directory_file(container.id, "f", b"x" * 1000)
     with_file = store.container_size(container.id)
+    assert store.computed_diff_size(container.id) == store.driver.diff_size(
+        container.layer, store.layer(container.layer).parent
+    )
     store.set_container_directory_file(container.id, "f", b"x")
     assert with_file - store.container_size(container.id) == 999
