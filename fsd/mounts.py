@@ -118,10 +118,16 @@ def _probe(path: Path, wait: float) -> int | None:
         return None
 
 
-def run(*argv: str | os.PathLike[str]) -> str:
-    """Run a system tool and return its output; ``MountError`` with its error text."""
+def run(*argv: str | os.PathLike[str], hold: int | None = None) -> str:
+    """Run a system tool and return its output; ``MountError`` with its error text.
+
+    The tool inherits the descriptor ``hold``: a lock on it lasts until the tool has ended, too.
+    """
+    kept = () if hold is None else (hold,)
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+        done = subprocess.run(
+            argv, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False, pass_fds=kept
+        )
     except FileNotFoundError:
         raise MountError(f"{argv[0]} is not installed") from None
     if done.returncode:

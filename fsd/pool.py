@@ -102,21 +102,21 @@ class Pool:
             PoolError: no privilege, no space, files in the graphroot that the pool would hide, or an
                 image that is no btrfs.
         """
-        with self._lock():
+        with self._lock() as lock:
             made = not self.exists
             if made:
-                self._create()
-            self._attach()
+                self._create(lock)
+            self._attach(lock)
         return made
 
     def attach(self) -> bool:
         """Attach an existing pool; whether it was detached. ``PoolError``."""
         if self.device is not None:
             return False
-        with self._lock():
-            return self._attach()
+        with self._lock() as lock:
+            return self._attach(lock)
 
-    def _create(self) -> None:
+    def _create(self, lock: int) -> None:
         self._refuse_hiding()
         half_made = self.image.with_name(f".{self.image.name}.new")
         half_made.unlink(missing_ok=True)  # an earlier attempt did not live to rename it
@@ -125,7 +125,7 @@ class Pool:
             with open(half_made, "xb") as file:
                 os.fchmod(file.fileno(), 0o600)
                 file.truncate(size)
-                mounts.run("mkfs.btrfs", "--quiet", "--label", "fsd", half_made)
+                mounts.run("mkfs.btrfs", "--quiet", "--label", "fsd", half_made, hold=lock)
                 os.fsync(file.fileno())
             half_made.rename(self.image)
         except BaseException:
@@ -133,13 +133,13 @@ class Pool:
             raise
         _sync_directory(self.image.parent)
 
-    def _attach(self) -> bool:
+    def _attach(self, lock: int) -> bool:
         if self.device is not None:
             return False
         self._check_image()
         self._refuse_hiding()
         self.graphroot.mkdir(mode=0o700, parents=True, exist_ok=True)
-        mounts.run("mount", "-t", "btrfs", "-o", OPTIONS, self.image, self.graphroot)
+        mounts.run("mount", "-t", "btrfs", "-o", OPTIONS, self.image, self.graphroot, hold=lock)
         if not any(self.graphroot.iterdir()):
             self.graphroot.chmod(0o700)
         with contextlib.suppress(MountError):  # spares a second page cache; not every host offers it
@@ -267,14 +267,19 @@ class Pool:
             os.close(descriptor)
 
     @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
+    def _lock(self) -> Iterator[int]:
+        """Lock out other processes.
+
+        The descriptor is for tools to inherit: one that outlives a killed process keeps the lock until
+        it has ended, so nobody mounts the image beside it.
+        """
         if os.geteuid() != 0:
             raise PoolError("a pool needs root: loop devices and mounts are privileged")
         self.image.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self.image.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
+            yield descriptor
         finally:
             os.close(descriptor)
 
