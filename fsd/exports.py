@@ -10,7 +10,7 @@ import errno
 import functools
 import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
@@ -53,7 +53,7 @@ class _Shown:
     view: View
     number: int
     node: int
-    nested: list[int] = field(default_factory=list)
+    who: bytes = b""
 
 
 def _ignore(_event: Event) -> None:
@@ -105,6 +105,9 @@ class Exports:
             OSError: the directory cannot be opened.
         """
         who = identity(view.path)
+        before = self._by_key.get(view.key)
+        if before is not None and before.who == who and before.view.frozen == view.frozen:
+            return before.node
         number = self._number(f"{view.key}/{who.hex()}")
         made = self.plane.export(
             view.path,
@@ -115,16 +118,15 @@ class Exports:
             by_name=self._by_name,
             owner=view.owner,
         )
-        before = self._by_key.get(view.key)
-        shown = _Shown(view, number, made.node)
+        shown = _Shown(view, number, made.node, who)
         self._by_key[view.key] = self._by_number[number] = shown
         if before is not None and before.number != number:
             self.plane.unexport(before.number)
         return made.node
 
-    def unexport(self, view: View) -> None:
+    def unexport(self, key: str) -> None:
         """Show a view no more."""
-        shown = self._by_key.pop(view.key, None)
+        shown = self._by_key.pop(key, None)
         if shown is not None:
             self.plane.unexport(shown.number)
 

@@ -21,6 +21,7 @@ from store.errors import ContainerUnknown, ImageUnknown, LayerUnknown, StoreErro
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from fsd.plane import Plane
     from store.history import History
     from store.records import Container, Image, Layer
     from store.store import Store
@@ -47,6 +48,7 @@ class Site:
     uploads: Uploads = field(default_factory=Uploads)
     prefixes: set[str] = field(default_factory=set)
     """Directories of image names that people made and nothing is in yet."""
+    plane: Plane | None = None
 
     def __post_init__(self) -> None:
         self.live = Live(self.store)

@@ -230,6 +230,8 @@ static bool pump_one(struct plane *p, unsigned char *buffer) {
         return length < 0 && (errno == EAGAIN || errno == EINTR);
     if ((size_t)length < sizeof(struct fuse_out_header))
         return true;
+    if (!((struct fuse_out_header *)buffer)->unique)
+        return notify_later(p, buffer, (size_t)length);
     size_t corrected = correct(p, buffer, (size_t)length);
     while (write(p->device, buffer, corrected) < 0 && errno == EINTR)
         ;

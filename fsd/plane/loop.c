@@ -274,7 +274,7 @@ static int start_one(struct plane *p, void *(*main)(void *)) {
 int loop_start(struct plane *p) {
     sigset_t all, before;
     int error = 0;
-    p->workers = calloc((size_t)p->threads + 1, sizeof *p->workers);
+    p->workers = calloc((size_t)p->threads + 2, sizeof *p->workers);
     if (!p->workers)
         return -ENOMEM;
     sigfillset(&all);
@@ -283,6 +283,8 @@ int loop_start(struct plane *p) {
         error = start_one(p, reader_main);
     if (!error)
         error = start_one(p, runner_main);
+    if (!error)
+        error = start_one(p, notifier_main);
     if (!error)
         error = -pthread_create(&p->pump, NULL, pump_main, p);
     p->pump_started = !error;
@@ -296,6 +298,7 @@ void loop_stop(struct plane *p) {
     p->stopping = true;
     pthread_cond_broadcast(&p->runnable_wake);
     pthread_mutex_unlock(&p->park_lock);
+    notify_wake(p);
     if (write(p->stop_fd, &many, sizeof many) < 0)
         return;
     for (int i = 0; i < p->started; i++)

@@ -42,7 +42,8 @@ def direct(mountpoint: Path, source: str, subtype: str, allow_other: bool) -> in
         flags = _MS_NOSUID | _MS_NODEV | _MS_NOATIME
         target = os.fsencode(mountpoint)
         _check(
-            _libc.mount(source.encode(), target, f"fuse.{subtype}".encode(), flags, options.encode()), mountpoint
+            _libc.mount(source.encode(), target, f"fuse.{subtype}".encode(), flags, options.encode()),
+            mountpoint,
         )
     except BaseException:
         os.close(device)

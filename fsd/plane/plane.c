@@ -35,6 +35,7 @@ static int init(struct plane *p, const fsd_settings *settings) {
     pthread_mutex_init(&p->files_lock, NULL);
     pthread_mutex_init(&p->pending_lock, NULL);
     pthread_mutex_init(&p->queue_lock, NULL);
+    notify_init(p);
     if (!error)
         error = nodes_init(p);
     if (!error)
@@ -60,6 +61,7 @@ static void release(struct plane *p) {
     exports_free(p);
     fds_free(p);
     forward_free(p);
+    notify_free(p);
     park_free(p);
     pthread_rwlock_destroy(&p->exports_lock);
     close(p->event_fd);
@@ -93,7 +95,8 @@ int fsd_event_fd(plane *p) {
 }
 
 int fsd_invalidate_entry(plane *p, uint64_t parent, const char *name) {
-    return notify_inval_entry(p, parent, name);
+    notify_inval_entry(p, parent, name);
+    return 0;
 }
 
 static uint64_t kept_descriptors(struct plane *p) {

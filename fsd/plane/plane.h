@@ -162,7 +162,8 @@ struct denied {
 struct plane {
     int device, socket, event_fd, stop_fd, pump_fd;
     int threads, spin_max;
-    bool want_passthrough, stopping;
+    bool want_passthrough;
+    atomic_bool stopping;
     atomic_bool ended;
     atomic_bool passthrough;
     char **noise;
@@ -194,6 +195,9 @@ struct plane {
     struct pending *pending[PENDING_BUCKETS];
     pthread_mutex_t queue_lock;
     struct queued *queue, *last_queued;
+    pthread_mutex_t notify_lock;
+    pthread_cond_t notify_wake;
+    struct queued *notices, *last_notice;
     pthread_mutex_t prefetch_lock;
     pthread_cond_t prefetch_wake;
     uint64_t prefetch[PREFETCH_MAX];
@@ -287,8 +291,6 @@ int reply_entry(struct request *r, struct child *child);
 int reply_attr(struct request *r, const struct node *node, const struct statx *info);
 void reply_send(struct plane *p, uint64_t unique, unsigned char *buffer, int result);
 void reply_error(struct plane *p, uint64_t unique, int error);
-int notify_inval_entry(struct plane *p, uint64_t parent, const char *name);
-int notify_inval_inode(struct plane *p, uint64_t id);
 const char *take_name(struct request *r, size_t offset);
 const char *take_text(struct request *r, size_t offset);
 const void *take(struct request *r, size_t size);
@@ -329,6 +331,15 @@ void forward(struct plane *p, const void *message, size_t length);
 bool forward_pending(struct plane *p, uint64_t unique);
 void forward_free(struct plane *p);
 void *pump_main(void *argument);
+
+/* notify.c */
+void notify_init(struct plane *p);
+void notify_wake(struct plane *p);
+void notify_free(struct plane *p);
+bool notify_later(struct plane *p, const void *message, size_t length);
+void notify_inval_entry(struct plane *p, uint64_t parent, const char *name);
+void notify_inval_inode(struct plane *p, uint64_t id);
+void *notifier_main(void *argument);
 
 /* prefetch.c */
 int prefetch_start(struct plane *p, int count);

@@ -112,6 +112,9 @@ class Stats:
     minor: int
 
 
+_FIGURES = tuple(name for name, kind in Stats.__annotations__.items() if kind == "int")
+
+
 def number_of(node: int) -> int:
     """The number of the tree a node id belongs to."""
     return node >> INODE_BITS & NUMBER_MAX - 1
@@ -158,10 +161,9 @@ class Plane:
             raise OSError(number, f"the data plane did not start: {os.strerror(number)}")
         self._event = _plane.ffi.new("fsd_event *")
 
-    @property
-    def pyfuse_path(self) -> str:
-        """The mount point to give to pyfuse3: its end of the socket pair."""
-        return f"/dev/fd/{self._theirs.fileno()}"
+    def hand_over(self) -> str:
+        """The mount point to give to pyfuse3: its end of the socket pair, which it will close."""
+        return f"/dev/fd/{self._theirs.detach()}"
 
     @property
     def events_fd(self) -> int:
@@ -236,9 +238,8 @@ class Plane:
         """Figures of now."""
         found = _plane.ffi.new("fsd_stats *")
         _plane.lib.fsd_stats_read(self._c, found)
-        values = {name: int(getattr(found, name)) for name in Stats.__dataclass_fields__}
-        flags = {name: bool(values.pop(name)) for name in ("passthrough", "ended")}
-        return Stats(**values, **flags)
+        values = {name: int(getattr(found, name)) for name in _FIGURES}
+        return Stats(**values, passthrough=bool(found.passthrough), ended=bool(found.ended))
 
     def stop(self) -> None:
         """End all threads, let go of everything and close the device. Idempotent."""
@@ -280,7 +281,7 @@ def _event(found: object) -> Event:
 
 
 def _ns(seconds: float) -> int:
-    return min(int(seconds * 1e9), 2**62)
+    return int(min(seconds * 1e9, 2.0**62))
 
 
 def _default_slots() -> int:

@@ -1,8 +1,6 @@
 /* Taking requests apart and putting answers together. Nothing the other side sent is trusted. */
 #include "plane.h"
 
-#include <sys/uio.h>
-
 static void put_time(const struct statx_timestamp *stamp, uint64_t *seconds, uint32_t *rest) {
     *seconds = (uint64_t)stamp->tv_sec;
     *rest = stamp->tv_nsec;
@@ -70,25 +68,6 @@ void reply_send(struct plane *p, uint64_t unique, unsigned char *buffer, int res
 void reply_error(struct plane *p, uint64_t unique, int error) {
     unsigned char buffer[sizeof(struct fuse_out_header)] __attribute__((aligned(8)));
     reply_send(p, unique, buffer, error);
-}
-
-static int notify(struct plane *p, int code, const void *what, size_t length, const char *name) {
-    struct fuse_out_header header = {.error = code, .unique = 0};
-    struct iovec parts[] = {{&header, sizeof header},
-                            {(void *)what, length},
-                            {(void *)(name ? name : ""), name ? strlen(name) + 1 : 0}};
-    header.len = (uint32_t)(parts[0].iov_len + parts[1].iov_len + parts[2].iov_len);
-    return writev(p->device, parts, name ? 3 : 2) < 0 ? -errno : 0;
-}
-
-int notify_inval_entry(struct plane *p, uint64_t parent, const char *name) {
-    struct fuse_notify_inval_entry_out what = {.parent = parent, .namelen = (uint32_t)strlen(name)};
-    return notify(p, FUSE_NOTIFY_INVAL_ENTRY, &what, sizeof what, name);
-}
-
-int notify_inval_inode(struct plane *p, uint64_t id) {
-    struct fuse_notify_inval_inode_out what = {.ino = id, .off = 0, .len = 0};
-    return notify(p, FUSE_NOTIFY_INVAL_INODE, &what, sizeof what, NULL);
 }
 
 const void *take(struct request *r, size_t size) {

@@ -228,7 +228,7 @@ def main() -> None:
     device = mount(Path(setup.mountpoint), allow_other="allow_other" in setup.options)
     plane = Plane(device, descriptors=setup.descriptors, **setup.plane)
     operations = _Operations(setup, plane)
-    pyfuse3.init(operations, plane.pyfuse_path, set())
+    pyfuse3.init(operations, plane.hand_over(), set())
     try:
         trio.run(_serve, operations)
     finally:
