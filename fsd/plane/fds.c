@@ -101,8 +101,10 @@ static bool is_node(const struct node *node, int fd) {
     struct statx info;
     if (stat_fd(fd, &info))
         return false;
+    if (handle_of(fd, "", AT_EMPTY_PATH, &handle))
+        handle_from(&info, &handle);
     if (node->handle)
-        return !handle_of(fd, "", AT_EMPTY_PATH, &handle) && handle_digest(&handle) == node->generation;
+        return handle_digest(&handle) == node->generation;
     return !(info.stx_ino >> 8) || info.stx_ino == (node->id & INODE_MASK);
 }
 

@@ -35,6 +35,11 @@ static int enter(struct request *r, struct tree *tree, const struct handle *hand
     return child->node ? 0 : -ENOMEM;
 }
 
+/* Only directories begin another tree: overlayfs shows files under the device they come from. */
+static bool is_nested(const struct tree *tree, const struct statx *info) {
+    return S_ISDIR(info->stx_mode) && device_of(info) != tree->device && info->stx_ino >= FIRST_BTRFS_INODE;
+}
+
 /* The tree whose root was met inside another: a nested subvolume. */
 static int nested(struct request *r, struct export *ex, const struct handle *root, const struct statx *info,
                   struct tree **tree) {
@@ -56,7 +61,7 @@ int enter_fd(struct request *r, struct node *parent, const char *name, int fd, s
         return error;
     if (handle_of(fd, "", AT_EMPTY_PATH, &handle))
         handle_from(&child->info, &handle);
-    if (device_of(&child->info) != tree->device && child->info.stx_ino >= FIRST_BTRFS_INODE)
+    if (is_nested(tree, &child->info))
         error = nested(r, tree->export, &handle, &child->info, &tree);
     return error ? error : enter(r, tree, &handle, parent, name, child);
 }
@@ -67,7 +72,7 @@ int child_of(struct request *r, struct node *parent, int directory, const char *
     if (tree->kind == BY_BTRFS_HANDLE && tree->export->cloned) {
         if (statx(directory, name, FLAGS, WANTED, &child->info))
             return -errno;
-        if (device_of(&child->info) == tree->device || child->info.stx_ino < FIRST_BTRFS_INODE)
+        if (!is_nested(tree, &child->info))
             return enter(r, tree, NULL, parent, name, child);
     }
     int fd = open_beneath(tree->export, directory, name);
