@@ -30,7 +30,8 @@ int do_opendir(struct request *r) {
         return -ESTALE;
     memset(out, 0, sizeof *out);
     out->fh = OURS;
-    out->open_flags = FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE;
+    if (node->tree->export->flags & FSD_FROZEN) /* elsewhere each listing brings fresh attributes along */
+        out->open_flags = FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE;
     prefetch_add(r->plane, node->id);
     node_put(r->plane, node);
     return sizeof *out;

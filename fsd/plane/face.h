@@ -55,6 +55,7 @@ typedef struct {
     uint64_t polls;
     uint64_t spins;
     uint64_t malformed;
+    uint64_t operations[64];
     int passthrough;
     int ended;
     int threads;

@@ -7,7 +7,7 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 
-#define SPIN_MIN 8
+#define SPIN_MIN 40
 
 static handler *const handlers[] = {
     [FUSE_LOOKUP] = do_lookup,
@@ -153,6 +153,7 @@ void handle_request(struct worker *w, unsigned char *message, size_t length, boo
                         .out = w->output + sizeof(struct fuse_out_header),
                         .passed_gate = passed_gate};
     uint64_t unique = in->unique;
+    atomic_fetch_add(&p->operations[in->opcode < 64 ? in->opcode : 0], 1);
     int result = dispatch(&r);
     if (result == PARK || result == NO_REPLY)
         return;
@@ -184,7 +185,7 @@ static ssize_t spin(struct worker *w) {
     if (got > 0)
         w->spin = w->spin * 2 < p->spin_max ? w->spin * 2 : p->spin_max;
     else
-        w->spin = w->spin / 2 > SPIN_MIN ? w->spin / 2 : SPIN_MIN;
+        w->spin = w->spin * 7 / 8 > SPIN_MIN ? w->spin * 7 / 8 : SPIN_MIN;
     atomic_fetch_add(&p->spins, 1);
     return got;
 }

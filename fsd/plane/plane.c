@@ -135,4 +135,6 @@ void fsd_stats_read(plane *p, fsd_stats *stats) {
                          .ended = atomic_load(&p->ended),
                          .threads = p->threads,
                          .minor = p->minor};
+    for (int i = 0; i < 64; i++)
+        stats->operations[i] = atomic_load(&p->operations[i]);
 }

@@ -208,7 +208,7 @@ struct plane {
     uint32_t minor, kernel_minor, max_pages;
     uint64_t offered;
     atomic_ulong requests, forwarded, parked_total, refused, node_count, open_files, backings, pinned, polls,
-        spins, malformed;
+        spins, malformed, operations[64];
 };
 
 /* One request in hand. The answer is built in place after its header and written at once. */

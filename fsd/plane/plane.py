@@ -110,6 +110,8 @@ class Stats:
     ended: bool
     threads: int
     minor: int
+    operations: dict[int, int]
+    """How often each opcode of the FUSE protocol was asked for."""
 
 
 _FIGURES = tuple(name for name, kind in Stats.__annotations__.items() if kind == "int")
@@ -138,7 +140,7 @@ class Plane:
         noise: Sequence[str] = (),
         threads: int = THREADS,
         spin: int = SPIN,
-        prefetch: int = 1,
+        prefetch: int = 0,
         descriptors: int | None = None,
     ) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -239,7 +241,10 @@ class Plane:
         found = _plane.ffi.new("fsd_stats *")
         _plane.lib.fsd_stats_read(self._c, found)
         values = {name: int(getattr(found, name)) for name in _FIGURES}
-        return Stats(**values, passthrough=bool(found.passthrough), ended=bool(found.ended))
+        operations = {code: int(n) for code, n in enumerate(found.operations) if n}
+        return Stats(
+            operations=operations, **values, passthrough=bool(found.passthrough), ended=bool(found.ended)
+        )
 
     def stop(self) -> None:
         """End all threads, let go of everything and close the device. Idempotent."""

@@ -47,6 +47,8 @@ class Setup:
     umask: int = 0o022
     options: tuple[str, ...] = field(default=("allow_other",))
     plane: dict[str, Any] = field(default_factory=dict)
+    frozen: tuple[str, ...] = ()
+    gated: bool = True
 
 
 class RootfsMount:
@@ -151,7 +153,11 @@ class _Operations(pyfuse3.Operations):
         )
         self._views = {
             os.fsencode(name): View(
-                key=name, path=Path(path), read_only=read_only, gate=None if read_only else self._gate(name)
+                key=name,
+                path=Path(path),
+                read_only=read_only,
+                frozen=name in setup.frozen,
+                gate=None if read_only or not setup.gated else self._gate(name),
             )
             for name, (path, read_only) in setup.views.items()
         }
@@ -234,6 +240,7 @@ def main() -> None:
     finally:
         unmount(Path(setup.mountpoint))
         pyfuse3.close(unmount=False)
+        (Path(setup.scratch) / "stats").write_text(json.dumps(asdict(plane.stats())))
         plane.stop()
 
 
