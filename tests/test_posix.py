@@ -21,12 +21,13 @@ import pytest
 
 from tests.support import rootfs_served, syscalls
 from tests.support.rootfs_samples import GROUP, USER, run
-from tests.support.rootfs_served import Work
 from tests.support.trees import snapshot_tree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from tests.support.rootfs_served import Work
 
 served = rootfs_served.served
 work = rootfs_served.work

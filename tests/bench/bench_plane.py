@@ -19,6 +19,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+
 from tests.support import loops
 from tests.support.bigtree import build_big_tar
 from tests.support.rootfs_mount import RootfsMount
@@ -39,7 +40,8 @@ _MAP = (
     "print(sum(m[a] for a in range(0,len(m),4096)), len(m))"
 )
 _CREATE = (
-    "import os,sys\nos.chdir(sys.argv[1])\nfor n in range(20000): os.close(os.open(f'n{n}',os.O_CREAT|os.O_WRONLY))\n"
+    "import os,sys\nos.chdir(sys.argv[1])\n"
+    "for n in range(20000): os.close(os.open(f'n{n}',os.O_CREAT|os.O_WRONLY))\n"
     "print(len(os.listdir('.')))\nfor n in range(20000): os.unlink(f'n{n}')\nprint(len(os.listdir('.')))"
 )
 
@@ -106,7 +108,8 @@ def prepare(work: Path) -> None:
         shutil.copytree(Path(json.__file__).parents[1] / "email", place / "py/email")
         (place / "git").mkdir()
         script = (
-            "git init -q . && for d in $(seq 100); do mkdir d$d; for f in $(seq 50); do echo $f >d$d/f$f; done; "
+            "git init -q . && "
+            "for d in $(seq 100); do mkdir d$d; for f in $(seq 50); do echo $f >d$d/f$f; done; "
             "done; git add . && git -c user.name=n -c user.email=e commit -qm one"
         )
         subprocess.run(["bash", "-ec", script], cwd=place / "git", check=True, capture_output=True)
