@@ -36,7 +36,8 @@ def direct(mountpoint: Path, source: str, subtype: str, allow_other: bool) -> in
     device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         mode = stat.S_IFMT(os.stat(mountpoint).st_mode)
-        options = f"fd={device},rootmode={mode:o},user_id={os.geteuid()},group_id={os.getegid()},default_permissions"
+        options = f"fd={device},rootmode={mode:o},user_id={os.geteuid()},group_id={os.getegid()}"
+        options += ",default_permissions"
         if allow_other:
             options += ",allow_other"
         flags = _MS_NOSUID | _MS_NODEV | _MS_NOATIME
