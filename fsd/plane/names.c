@@ -103,7 +103,8 @@ static int open_victim(struct request *r, struct node *parent, int directory, co
     if (child_of(r, parent, directory, name, &child))
         return -1;
     *node = child.node;
-    if (!child.node->lookups || child.node->pin >= 0 ||
+    bool file = S_ISREG(child.info.stx_mode) && parent->tree->kind != BY_NAME; /* open ones stay reachable */
+    if (file || !child.node->lookups || child.node->pin >= 0 ||
         (!S_ISDIR(child.info.stx_mode) && child.info.stx_nlink > 1))
         return -1;
     return open_beneath(parent->tree->export, directory, name);

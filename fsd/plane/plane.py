@@ -246,6 +246,12 @@ class Plane:
             operations=operations, **values, passthrough=bool(found.passthrough), ended=bool(found.ended)
         )
 
+    def describe(self) -> str:
+        """One line on how data gets in and out, and what is held."""
+        now = self.stats()
+        how = "passthrough" if now.passthrough else "reads and writes by request (no passthrough)"
+        return f"{how}, {now.nodes} nodes, {now.files} open files, {now.requests} requests"
+
     def stop(self) -> None:
         """End all threads, let go of everything and close the device. Idempotent."""
         if self._c:
