@@ -100,8 +100,8 @@ class Differences:
         return known[1] if known else Sizes(0, 0)
 
     def changes(self, pair: Pair) -> bytes:
-        """The list of changes as it is now."""
-        stamp = self._stamp(pair)
+        """The list of changes as it is now, writes that are under way included."""
+        stamp = self._stamp(pair, settle=True)
         if self._untouched(pair):
             return b""
         with self._lock:
@@ -110,9 +110,9 @@ class Differences:
 
     def archive(self, pair: Pair) -> Content:
         """The archive of the changes, of one point in time where the driver can."""
+        stamp = self._stamp(pair, settle=True)
         if self._untouched(pair):
             return Rendered(bytes(EMPTY_ARCHIVE))
-        stamp = self._stamp(pair)
         with ExitStack() as stack:
             found = stack.enter_context(compared(self._store, pair.new, pair.old))
             size = found.archive_size()
@@ -144,9 +144,9 @@ class Differences:
 
     # -- inside --------------------------------------------------------------------------------
 
-    def _stamp(self, pair: Pair) -> int | None:
+    def _stamp(self, pair: Pair, *, settle: bool = False) -> int | None:
         """Both generations in one number; ``None`` where the driver has none."""
-        new = generation_of(self._store, pair.new)
+        new = generation_of(self._store, pair.new, settle=settle)
         old = generation_of(self._store, pair.old) if pair.old else 0
         return None if new is None or old is None else new << _GENERATION_BITS | old
 

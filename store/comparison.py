@@ -66,10 +66,11 @@ def history_side(container_id: str, name: str, layer: str) -> Side:
     return snapshot_side(snapshot_key(container_id, name), layer)
 
 
-def generation_of(store: Store, side: Side) -> int | None:
+def generation_of(store: Store, side: Side, *, settle: bool = False) -> int | None:
     """A number that grows with every change of the tree; ``None`` where the driver knows none.
 
-    Immediate: of writes that are under way only those that reached the filesystem's metadata count.
+    Immediate unless ``settle`` is set: of writes that are under way only those count that reached the
+    filesystem's metadata. To settle commits them first.
 
     Raises:
         LayerUnknown, SnapshotUnknown
@@ -79,7 +80,7 @@ def generation_of(store: Store, side: Side) -> int | None:
     snapshots = store.driver.snapshots()
     if side.snapshot:
         return snapshots.describe(side.snapshot).generation
-    return snapshots.generation(side.layer, settle=False)
+    return snapshots.generation(side.layer, settle=settle)
 
 
 @contextmanager

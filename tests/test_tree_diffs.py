@@ -58,6 +58,18 @@ def test_changes_of_a_container_are_those_podman_reports(tree, podman):
     assert sorted(changes.splitlines()) == sorted(podman("diff", CONTAINER).stdout.splitlines())
 
 
+def test_changes_show_a_write_that_is_not_on_disk_yet(tree):
+    """Appending to one file changes no metadata of the subvolume until it is written back."""
+    web = tree.path / "containers" / "web"
+    web.mkdir()
+    write(web / "from", TOP)
+    with open(web / "rootfs/etc/passwd", "a") as file:
+        file.write("more\n")
+    assert (web / "changes").read_text() == "C /etc\nC /etc/passwd\n"
+    with tarfile.open(web / "diff.tar") as archive:
+        assert [member.name for member in archive] == ["etc", "etc/passwd"]
+
+
 def test_changes_sizes_survive_a_remount_and_follow_writes(filled, btrfs_dir, require):
     require("fuse")
     changes = f"containers/{CONTAINER}/changes"
