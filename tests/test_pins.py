@@ -7,20 +7,9 @@ from contextlib import closing
 
 import pytest
 
-from store.config import StoreOptions
 from store.errors import BadValue, Pinned
 from store.history import History
 from store.pins import Pins
-from store.store import Store
-
-
-@pytest.fixture
-def store(store_dirs):
-    options = StoreOptions(
-        graphroot=str(store_dirs.graphroot), runroot=str(store_dirs.runroot), driver="btrfs"
-    )
-    with Store(options) as store:
-        yield store
 
 
 @pytest.fixture

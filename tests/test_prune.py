@@ -9,29 +9,18 @@ from contextlib import closing
 
 import pytest
 
-from store.config import StoreOptions
 from store.errors import BadValue, PlanUnknown
 from store.fill import fill
 from store.history import History
 from store.orphans import Orphans
 from store.prune import DEFAULT_KINDS, Kind, Prune, parse_kinds
 from store.sizes import Sizes
-from store.store import Store
 from store.trash import Trash
 
 MIB = 1 << 20
 HOUR = 3600 * 10**9
 ALL = frozenset(Kind)
 STRAY = "ab" * 32
-
-
-@pytest.fixture
-def store(store_dirs):
-    options = StoreOptions(
-        graphroot=str(store_dirs.graphroot), runroot=str(store_dirs.runroot), driver="btrfs"
-    )
-    with Store(options) as store:
-        yield store
 
 
 @pytest.fixture

@@ -19,22 +19,6 @@ HOUR = 3600 * 10**9
 
 
 @pytest.fixture
-def store(store_dirs):
-    options = StoreOptions(
-        graphroot=str(store_dirs.graphroot), runroot=str(store_dirs.runroot), driver="btrfs"
-    )
-    with Store(options) as store:
-        yield store
-
-
-@pytest.fixture
-def history(store):
-    history = History(store)
-    with closing(history.state):
-        yield history
-
-
-@pytest.fixture
 def timer(history):
     return Timer(history)
 

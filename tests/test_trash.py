@@ -32,15 +32,6 @@ DAY = 24 * 3600 * 10**9
 
 
 @pytest.fixture
-def store(store_dirs):
-    options = StoreOptions(
-        graphroot=str(store_dirs.graphroot), runroot=str(store_dirs.runroot), driver="btrfs"
-    )
-    with Store(options) as store:
-        yield store
-
-
-@pytest.fixture
 def trash(store):
     history = History(store)
     with closing(history.state):

@@ -7,22 +7,11 @@ from contextlib import closing
 
 import pytest
 
-from store.config import StoreOptions
 from store.history import History
-from store.store import Store
 from store.trash import Trash
 from tests.support.crash import crash
 
 ID = "ab" * 32
-
-
-@pytest.fixture
-def store(store_dirs):
-    options = StoreOptions(
-        graphroot=str(store_dirs.graphroot), runroot=str(store_dirs.runroot), driver="btrfs"
-    )
-    with Store(options) as store:
-        yield store
 
 
 @pytest.fixture
