@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -34,6 +33,7 @@ from store.errors import (
     ParentUnknown,
 )
 from store.store import BigData, ContainerOptions, ImageOptions, LayerOptions, Store
+from tests.support.tables import edit, on_disk, subvolumes, table
 
 BASE_TAR = Path(__file__).parent / "data" / "tables" / "base.tar"
 UNUSED_ID = "ab" * 32
@@ -50,27 +50,6 @@ def options(store_dirs) -> StoreOptions:
 def store(options):
     with Store(options) as store:
         yield store
-
-
-def table(store: Store, name: str) -> Path:
-    return store.graphroot / f"btrfs-{name}" / f"{name}.json"
-
-
-def on_disk(store: Store, name: str) -> list[dict[str, object]]:
-    return json.loads(table(store, name).read_bytes() or b"[]")
-
-
-def edit(store: Store, name: str, change) -> None:
-    """Change a table as another tool would: a new file in its place."""
-    path = table(store, name)
-    records = on_disk(store, name) if path.exists() else []
-    change(records)
-    path.with_suffix(".new").write_text(json.dumps(records))
-    path.with_suffix(".new").rename(path)
-
-
-def subvolumes(store: Store) -> set[str]:
-    return set(os.listdir(store.graphroot / "btrfs" / "subvolumes"))
 
 
 # -- opening -------------------------------------------------------------------------------------
