@@ -161,9 +161,3 @@ def mount_flags(options: Iterable[str]) -> tuple[int, list[str]]:
         on, off = _FLAGS[option]
         flags = (flags | on) & ~off
     return flags, data
-
-
-def wants_metacopy(options: Iterable[str]) -> bool:
-    """Whether the last word of ``options`` on metacopy is ``on``."""
-    said = [option for option in options if option.startswith("metacopy=")]
-    return bool(said) and said[-1] == "metacopy=on"

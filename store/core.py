@@ -17,7 +17,7 @@ from drivers.errors import LayerUnknown as DriverLayerUnknown
 from store.catalog import Catalog
 from store.config import StoreOptions, load_options
 from store.containers import ContainerDraft, ContainerTable
-from store.durable import ABSENT, file_state, remove_tree
+from store.durable import remove_tree
 from store.errors import BadValue, IncompleteOptions, LockTimeout, StoreReadOnly
 from store.images import ImageDraft, ImageTable
 from store.layers import LayerDraft, LayerTable, LayerView, MountView
@@ -300,7 +300,3 @@ class StoreCore:
     def layer_views(self) -> list[LayerView]:
         """The layers of the primary store, then those of additional stores, without locks."""
         return [tables.layers.peek() for tables in (self.tables, *self.additional)]
-
-    def has_file(self, path: Path) -> bool:
-        """Whether ``path`` exists."""
-        return file_state(path) != ABSENT
