@@ -3,6 +3,7 @@
 # make test    install what the tests need, run them
 # make check   linters and type checker
 # make bench   measure (minutes)
+# make sanitize  the data plane's tests with AddressSanitizer and UndefinedBehaviorSanitizer
 # make clean   make down, then delete the pool, the virtual environment and every build product
 
 PYTHON ?= python3
@@ -22,14 +23,16 @@ IMAGE := localhost/busybox:latest
 PACKAGES := btrfs-progs busybox-static fuse3 gcc kmod libc6-dev libfuse3-dev mount pkg-config python3-dev python3-venv
 TEST_PACKAGES := $(PACKAGES) acl attr bats buildah ca-certificates containers-storage crun debootstrap docker-registry \
 	docker.io fio fuse-overlayfs podman skopeo strace xfsprogs
-BUILD_SCRIPTS := $(wildcard drivers/_*_build.py)
+BUILD_SCRIPTS := $(wildcard drivers/_*_build.py fsd/plane/_*_build.py)
 GENERATED := $(BUILD_SCRIPTS:_build.py=.c)
-BUILD_SOURCES := $(filter-out $(GENERATED),$(wildcard drivers/*.c drivers/*.h drivers/*/*.c drivers/*/*.h))
+BUILD_SOURCES := $(filter-out $(GENERATED),$(wildcard drivers/*.c drivers/*.h drivers/*/*.c drivers/*/*.h fsd/plane/*.c fsd/plane/*.h))
 BUILD_INPUTS := $(VENV)/bin/python pyproject.toml setup.py $(BUILD_SCRIPTS) $(BUILD_SOURCES)
 # Three at a time: the tests wait for disks and for other programs more than they compute.
+PLANE_TESTS := tests/test_rootfs.py tests/test_rootfs_names.py tests/test_rootfs_views.py tests/test_posix.py
+SANITIZED = LD_PRELOAD=$$(gcc -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0:exitcode=99
 PYTEST_ARGS ?= -n 3 --dist worksteal
 
-.PHONY: up down test check bench clean packages test-packages
+.PHONY: up down test check bench sanitize clean packages test-packages
 .NOTPARALLEL:
 
 up: packages $(VENV)/installed $(STORAGE_CONF)
@@ -60,13 +63,20 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The data plane with every memory access checked: its tests, and a million random requests.
+sanitize: test-packages $(VENV)/installed-dev
+	FSD_SANITIZE=1 $(BIN)/python fsd/plane/_plane_build.py
+	env $(SANITIZED) $(BIN)/python -m pytest $(PLANE_TESTS); code=$$?; \
+	env $(SANITIZED) $(BIN)/python -m tests.fuzz.plane || code=1; \
+	rm -f fsd/plane/_plane.cpython-*.so; exit $$code
+
 bench: test-packages $(VENV)/installed-dev
 	$(BIN)/python -m tests.bench
 
 clean: down
 	$(SUDO) rm -rf --one-file-system $(FSD_HOME) $(RUNROOT)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	rm -f drivers/*.so $(GENERATED)
+	rm -f drivers/*.so fsd/plane/*.so $(GENERATED)
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 packages:

@@ -4,4 +4,9 @@ from glob import glob
 
 from setuptools import setup
 
-setup(cffi_modules=[f"{script}:ffibuilder" for script in sorted(glob("drivers/_*_build.py"))])
+setup(
+    cffi_modules=[
+        f"{script}:ffibuilder"
+        for script in sorted(glob("drivers/_*_build.py") + glob("fsd/plane/_*_build.py"))
+    ]
+)

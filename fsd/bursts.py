@@ -12,6 +12,7 @@ import errno
 import fnmatch
 import functools
 import logging
+import math
 import os
 import re
 import time
@@ -190,6 +191,17 @@ class Bursts:
     def gate(self, container_id: str) -> Gate:
         """What to await before every mutation of a container, with the name it touches."""
         return functools.partial(self.before, container_id)
+
+    def window(self, container_id: str) -> tuple[float, float]:
+        """How long mutations may pass after :meth:`before` without asking again.
+
+        Seconds without a mutation that end the burst, and the time (since the epoch) when it is too old.
+        """
+        policy, track = self.policy(container_id), self._tracks.get(container_id)
+        if not policy.enabled:
+            return math.inf, math.inf
+        began = track.burst.began if track is not None else None
+        return policy.quiet, (self._clock() if began is None else began) + policy.longest
 
     async def before(self, container_id: str, name: bytes | None) -> None:
         """Return when a mutation of ``name`` may land.

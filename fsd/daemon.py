@@ -20,12 +20,15 @@ from typing import TYPE_CHECKING
 import pyfuse3
 import trio
 
-from fsd.bursts import BurstPolicy, Bursts
+from fsd.bursts import NOISE, BurstPolicy, Bursts
 from fsd.control import snapshot_before_write
-from fsd.errnos import Failure, errno_of
+from fsd.errnos import Failure, errno_of, explain
+from fsd.exports import Exports
 from fsd.followers import follow
 from fsd.operations import Operations
-from fsd.rootfs import Rootfs
+from fsd.plane import Plane, unmount
+from fsd.plane import mount as plane_mount
+from fsd.realtrees import failure, refusal
 from fsd.settings import load_settings, settings_path
 from fsd.site import ContainerSubject, Site
 from fsd.views import Views
@@ -37,7 +40,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fsd.events import Events
-    from fsd.inodes import Inodes
     from store.history import Snapshot
     from store.store import Store
 
@@ -45,7 +47,6 @@ log = logging.getLogger("fsd")
 
 READY_TIMEOUT = 30.0
 """Seconds within which a new mount has to answer."""
-MOUNT_OPTIONS = frozenset({"fsname=fsd", "subtype=fsd", "default_permissions", "nosuid", "nodev", "noatime"})
 
 
 def run(
@@ -69,7 +70,6 @@ def run(
     _raise_descriptor_limit()
     settings = load_settings(settings_path(store.options))
     site = Site(store, History(store, policy=settings.retention), mountpoint, settings=settings)
-    rootfs = Rootfs(site.history.state.view_number, store.graphroot)
     bursts = Bursts(
         functools.partial(_take, site),
         _policy(settings.bursts, settings.on_write.containers),
@@ -81,18 +81,35 @@ def run(
     )
     for obj, choice in site.history.state.settings_of(ON_WRITE).items():
         site.configure_bursts(obj.removeprefix("containers/"), choice)
-    views = Views(store, rootfs, bursts)
+    plane = Plane(plane_mount(mountpoint, allow_other=allow_other), noise=NOISE)
+    site.plane = plane
     mount = _Mount(mountpoint, foreground, ready)
-    options = MOUNT_OPTIONS | ({"allow_other"} if allow_other else set())
-    operations = Operations(site, rootfs, views)
-    pyfuse3.init(operations, str(mountpoint), set(options))
+    views = _views(site, plane, bursts)
+    operations = Operations(site, views)
+    pyfuse3.init(operations, plane.hand_over(), set())
     try:
-        trio.run(mount.serve, site, operations.inodes)
+        trio.run(mount.serve, site, operations)
     finally:
-        pyfuse3.close(unmount=not mount.gone)
+        if not mount.gone:
+            unmount(mountpoint)
+        pyfuse3.close(unmount=False)
         views.close()
-        rootfs.close()
+        plane.stop()
     return 1 if mount.failed else 0
+
+
+def _views(site: Site, plane: Plane, bursts: Bursts) -> Views:
+    """The views, with everything the plane tells of them reported."""
+    exports = Exports(
+        plane,
+        site.history.state.view_number,
+        refused=lambda event: refusal(site, views, event),
+        failed=lambda event, number, text: failure(site, views, event, number, text),
+        explain=explain,
+        ended=pyfuse3.terminate,
+    )
+    views = Views(site.store, exports, bursts)
+    return views
 
 
 class _Mount:
@@ -116,13 +133,14 @@ class _Mount:
         """Whether somebody else unmounted."""
         return not self._ended
 
-    async def serve(self, site: Site, inodes: Inodes) -> None:
+    async def serve(self, site: Site, operations: Operations) -> None:
         """Serve until unmounted or told to end."""
         self._events = site.events
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._until_signal)
             nursery.start_soon(self._announce)
-            nursery.start_soon(follow, site, inodes)
+            nursery.start_soon(follow, site, operations.inodes)
+            nursery.start_soon(operations.views.exports.serve)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
 

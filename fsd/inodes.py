@@ -5,7 +5,7 @@ A node's number is a hash of its key, so it is the same after a remount, with li
 back in ``forget``; a node no reference names is dropped. This module does no I/O.
 
 The numbers stay below 2**62: the range with bit 62 set belongs to the real directory trees
-(``fsd.rootfs``). Number 1 is the root of the tree (fuse.h, FUSE_ROOT_ID).
+(``fsd.plane``). Number 1 is the root of the tree (fuse.h, FUSE_ROOT_ID).
 """
 
 from __future__ import annotations

@@ -349,7 +349,7 @@ class Many(DirectoryKind):
 
 @dataclass(frozen=True)
 class RealTree(Kind):
-    """The root of a real directory tree (``rootfs``, ``userdata``), served by ``fsd.rootfs``."""
+    """The root of a real directory tree (``rootfs``, ``userdata``), served by ``fsd.plane``."""
 
     view: Callable[[Any], ViewSpec]
     mode = stat.S_IFDIR | 0o755

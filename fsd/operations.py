@@ -1,15 +1,13 @@
-"""The FUSE adapter: translates each request to one call on a node, and forwards what belongs to real trees.
+"""The FUSE adapter: translates each request on a synthetic node to one call on it.
 
-Everything below the ``rootfs``, ``userdata`` and ``rundata`` of an object is ``fsd.rootfs``'s; the
-:func:`routed` decorator hands those requests over, so the methods here speak of synthetic nodes only.
+Requests below the ``rootfs``, ``userdata`` and ``rundata`` of an object never get here: the data plane
+(``fsd.plane``) serves them. Of those trees only the text of the last error is asked.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import functools
-import inspect
 import itertools
 import os
 import stat
@@ -22,7 +20,7 @@ from pyfuse3 import FileHandleT, FileInfo, FUSEError, InodeT
 
 from fsd.contents import Rendered, Stream
 from fsd.errnos import ERROR_XATTR, barrier
-from fsd.inodes import REAL_TREES, Inodes
+from fsd.inodes import Inodes
 from fsd.naming import NAME_MAX
 from fsd.nodes import RealTree
 from fsd.processes import has_signal
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
 
     from fsd.contents import Content, Sink
     from fsd.nodes import Attributes, Node
-    from fsd.rootfs import Rootfs
     from fsd.site import Site
     from fsd.views import Views
 
@@ -77,26 +74,7 @@ class Listing:
     entries: list[tuple[str, Node]]
 
 
-def routed(cls: type[Operations]) -> type[Operations]:
-    """Class decorator: requests whose first argument belongs to a real tree go to ``self.rootfs``."""
-    for name, method in list(vars(cls).items()):
-        if inspect.iscoroutinefunction(method) and hasattr(pyfuse3.Operations, name) and name != "forget":
-            setattr(cls, name, _route(name, method))
-    return cls
-
-
-def _route(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(method)
-    async def handler(self: Operations, *args: Any) -> Any:
-        if args and isinstance(args[0], int) and args[0] & REAL_TREES:
-            return await self.real.call(name, args)
-        return await method(self, *args)
-
-    return handler
-
-
 @barrier
-@routed
 class Operations(pyfuse3.Operations):
     """One mounted store. All methods run in the event loop; blocking work goes to threads."""
 
@@ -104,13 +82,12 @@ class Operations(pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = True
 
-    def __init__(self, site: Site, rootfs: Rootfs, views: Views) -> None:
+    def __init__(self, site: Site, views: Views) -> None:
         super().__init__()
         self.site = site
-        self.rootfs = rootfs
         self.views = views
         self.inodes = Inodes(root(site))
-        self.real = RealTrees(site, rootfs, views)
+        self.real = RealTrees(site, views)
         self._handles: dict[int, Opened | Listing] = {}
         self._numbers = itertools.count(1)
 
@@ -126,11 +103,11 @@ class Operations(pyfuse3.Operations):
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         """Lookups the kernel gives back."""
-        await self.rootfs.forget([pair for pair in inode_list if pair[0] & REAL_TREES])
-        self.inodes.forget(pair for pair in inode_list if not pair[0] & REAL_TREES)
+        self.inodes.forget(inode_list)
 
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         """Attributes as they are now."""
+        self.views.exports.drain()
         return await self._attributes(self._node(inode))
 
     async def setattr(
@@ -188,7 +165,6 @@ class Operations(pyfuse3.Operations):
             except (FUSEError, OSError, LookupError):
                 continue
             if not pyfuse3.readdir_reply(token, os.fsencode(name), attributes, position + 1):
-                self._forget_unsent(node, attributes.st_ino)
                 return
             self._remember(node)
 
@@ -240,8 +216,6 @@ class Operations(pyfuse3.Operations):
         ctx: RequestContext,
     ) -> None:
         """Rename an object or snapshot."""
-        if parent_inode_new & REAL_TREES:
-            raise FUSEError(errno.EXDEV)
         parent, into = self._node(parent_inode_old), self._node(parent_inode_new)
         if flags & ~pyfuse3.RENAME_NOREPLACE:
             parent.refuse(errno.EINVAL, "objects cannot be exchanged")
@@ -280,12 +254,13 @@ class Operations(pyfuse3.Operations):
         self, inode: InodeT, new_parent_inode: InodeT, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         """Synthetic files have one name."""
-        raise FUSEError(errno.EXDEV if new_parent_inode & REAL_TREES else errno.EPERM)
+        raise FUSEError(errno.EPERM)
 
     # -- files ---------------------------------------------------------------------------------
 
     async def open(self, inode: InodeT, flags: int, ctx: RequestContext) -> FileInfo:
         """Render the content now: what is read later is of one piece and of the size told."""
+        self.views.exports.drain()
         node = self._node(inode)
         writes = flags & os.O_ACCMODE != os.O_RDONLY
         if writes and not node.kind.writable:
@@ -362,7 +337,8 @@ class Operations(pyfuse3.Operations):
     # -- extended attributes -------------------------------------------------------------------
 
     async def getxattr(self, inode: InodeT, name: bytes, ctx: RequestContext) -> bytes:
-        """``user.fsd.error``: why the last operation on this path failed."""
+        """``user.fsd.error``: why the last operation on this path failed, also below a rootfs."""
+        self.views.exports.drain()
         text = self.site.errors.text_for(inode) if name == ERROR_XATTR else None
         if text is None:
             raise FUSEError(errno.ENODATA)
@@ -420,20 +396,14 @@ class Operations(pyfuse3.Operations):
         return attributes
 
     def _remember(self, node: Node) -> None:
-        """Count a lookup the kernel holds now; exporting a view has counted its own."""
+        """Count a lookup the kernel holds now; those of real trees are counted by the plane."""
         if not isinstance(node.kind, RealTree):
             self.inodes.remember(node)
-
-    def _forget_unsent(self, node: Node, number: InodeT) -> None:
-        if isinstance(node.kind, RealTree):
-            self.rootfs.unref(number)
 
     async def _attributes(self, node: Node) -> EntryAttributes:
         if isinstance(node.kind, RealTree):
             spec = await trio.to_thread.run_sync(node.kind.view, node.subject)
-            entry = await self.views.export(spec)
-            entry.entry_timeout = node.kind.keep_name
-            return entry
+            return _root_attributes(InodeT(await self.views.export(spec)), node.kind.keep_name)
         found = await self._call(node, node.kind.attributes)
         return _entry_attributes(self.inodes.number(node), found, node.kind.keep_name)
 
@@ -475,6 +445,15 @@ def _entry_name(name: bytes) -> str:
     if len(name) > NAME_MAX:
         raise FUSEError(errno.ENAMETOOLONG)
     return os.fsdecode(name)
+
+
+def _root_attributes(number: InodeT, keep_name: float) -> EntryAttributes:
+    """The node of a real tree's root; the plane fills in its real attributes."""
+    entry = pyfuse3.EntryAttributes()
+    entry.st_ino = number
+    entry.st_mode = pyfuse3.ModeT(stat.S_IFDIR)
+    entry.entry_timeout = keep_name
+    return entry
 
 
 def _entry_attributes(number: InodeT, found: Attributes, keep_name: float) -> EntryAttributes:

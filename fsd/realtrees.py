@@ -1,4 +1,4 @@
-"""Requests inside real directory trees: what fsd adds around ``fsd.rootfs``, and how failures are told.
+"""Requests inside real directory trees: what fsd adds around ``fsd.plane``, and how failures are told.
 
 * A refused write to a read-only view says why, and what to do instead, in ``control/errors``.
 * A process whose unlink of an attribute file was refused is refused removals inside that object's
@@ -14,51 +14,41 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-import pyfuse3
-from pyfuse3 import FUSEError, InodeT, RequestContext
+from pyfuse3 import InodeT, RequestContext
 
-from fsd.errnos import ERROR_XATTR, Failure
+from fsd.errnos import Failure
 from fsd.inodes import REAL_TREES
+from fsd.views import owner_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from fsd.rootfs import Rootfs
+    from fsd.plane import Event
     from fsd.site import Site
     from fsd.views import Views
 
     Place = Callable[[int], tuple[str, InodeT, int, int]]
 
-_REMOVALS = frozenset({"unlink", "rmdir", "rename"})
 _REMEMBERED = 256
+_KEPT = (
+    "this process was refused the removal of the object's attributes, so all of it stays; "
+    "to remove the object use rmdir alone"
+)
 
 
 class RealTrees:
-    """Forwards requests to the views of one mount."""
+    """What is told about the views of one mount, and who must not empty them."""
 
-    def __init__(self, site: Site, rootfs: Rootfs, views: Views) -> None:
+    def __init__(self, site: Site, views: Views) -> None:
         self._site = site
-        self._rootfs = rootfs
         self._views = views
         self._refused: OrderedDict[tuple[int, int, str], None] = OrderedDict()
-
-    async def call(self, name: str, args: tuple[Any, ...]) -> Any:
-        """Serve one request whose first argument is a node or handle of a real tree."""
-        if name in _REMOVALS and (spec := self._views.spec_of(args[0])):
-            self.check_removal(spec.owner, args[-1], spec.key)
-        if name == "getxattr" and args[1] == ERROR_XATTR:
-            return self._error_text(args[0])
-        try:
-            return await getattr(self._rootfs, name)(*args)
-        except FUSEError as exc:
-            if exc.errno == errno.EROFS:
-                self._explain(name, args)
-            raise
 
     def remember_refusal(self, key: str, pid: int) -> None:
         """A process was refused the unlink of an attribute below the node ``key``."""
         owner = key.split("/", 1)[0]
         if owner:
+            self._views.exports.plane.deny(pid, _started(pid), owner_number(owner))
             self._refused[pid, _started(pid), owner] = None
             while len(self._refused) > _REMEMBERED:
                 self._refused.popitem(last=False)
@@ -89,26 +79,37 @@ class RealTrees:
         spec = self._views.spec_of(first)
         return (spec.shown or spec.key if spec else f"inode {first}"), InodeT(first), 0, 0
 
-    def _explain(self, name: str, args: tuple[Any, ...]) -> None:
-        spec = self._views.spec_of(args[0])
-        text = (spec.refusal if spec else "") or "this view is read-only"
-        self.report(name, args, errno.EROFS, text, lambda inode: ("", InodeT(inode), 0, 0))
-
     def check_removal(self, owner: str, ctx: RequestContext, path: str) -> None:
         """Raise ``PermissionError`` for a process that was refused an attribute of ``owner``."""
         if self._refused and (ctx.pid, _started(ctx.pid), owner) in self._refused:
-            raise PermissionError(
-                errno.EPERM,
-                "this process was refused the removal of the object's attributes, so all of it stays; "
-                "to remove the object use rmdir alone",
-                path,
-            )
+            raise PermissionError(errno.EPERM, _KEPT, path)
 
-    def _error_text(self, inode: int) -> bytes:
-        text = self._site.errors.text_for(inode)
-        if text is None:
-            raise pyfuse3.FUSEError(errno.ENODATA)
-        return text.encode()
+
+def refusal(site: Site, views: Views, event: Event) -> None:
+    """Report a mutation the plane refused."""
+    spec = views.spec_of(event.nodeid)
+    text = _KEPT if event.error == errno.EPERM else (spec.refusal if spec else "") or "this view is read-only"
+    failure(site, views, event, event.error, text)
+
+
+def failure(site: Site, views: Views, event: Event, number: int, text: str) -> None:
+    """Report a mutation that failed before it was tried."""
+    spec = views.spec_of(event.nodeid)
+    path = "/".join(
+        [spec.shown or spec.key if spec else f"inode {event.nodeid}", *map(os.fsdecode, event.names[:1])]
+    )
+    site.errors.add(
+        Failure(
+            time_ns=time.time_ns(),
+            pid=event.pid,
+            uid=event.uid,
+            operation=event.operation,
+            path=path,
+            number=number,
+            text=text,
+            inode=event.nodeid,
+        )
+    )
 
 
 def _started(pid: int) -> int:

@@ -381,6 +381,8 @@ def status(subject: Subject) -> str:
         ("broken", len(catalog.broken)),
         ("errors", len(site.errors)),
     ]
+    if site.plane is not None:
+        pairs.append(("data plane", site.plane.describe()))
     pairs += [("upload", f"{up.what}: {up.bytes} bytes, {up.doing}") for up in site.uploads.active()]
     pairs += site.store.driver.status()
     return lines(f"{name}: {value}" for name, value in pairs)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from fsd.plane import Plane
     from store.history import History
     from store.records import Container, Image, Layer
     from store.store import Store
@@ -66,6 +67,7 @@ class Site:
     uploads: Uploads = field(default_factory=Uploads)
     prefixes: set[str] = field(default_factory=set)
     """Directories of image names that people made and nothing is in yet."""
+    plane: Plane | None = None
 
     def __post_init__(self) -> None:
         self.live = Live(self.store)

@@ -1,4 +1,4 @@
-"""Which real directories the tree shows, and how: the bridge from nodes to ``fsd.rootfs``.
+"""Which real directories the tree shows, and how: the bridge from nodes to ``fsd.exports``.
 
 A :class:`ViewSpec` says which layer (or plain directory) a node shows and whether it may be written.
 :class:`Views` turns it into an exported view when it is first looked at and keeps the driver's
@@ -7,23 +7,21 @@ A :class:`ViewSpec` says which layer (or plain directory) a node shows and wheth
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
 
-from fsd.handles import identity
-from fsd.rootfs import Rootfs, View
+from fsd.exports import View
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    import pyfuse3
-
     from fsd.bursts import Bursts
-    from fsd.rootfs_nodes import Gate
+    from fsd.exports import Exports, Gate
     from store.store import Store
 
 
@@ -51,48 +49,60 @@ class ViewSpec:
 class Views:
     """The exported views of one mount."""
 
-    def __init__(self, store: Store, rootfs: Rootfs, bursts: Bursts) -> None:
+    def __init__(self, store: Store, exports: Exports, bursts: Bursts) -> None:
+        self.exports = exports
         self._store = store
-        self._rootfs = rootfs
         self._bursts = bursts
         self._specs: dict[str, ViewSpec] = {}
-        self._views: dict[str, tuple[bytes, View]] = {}
         self._held: set[str] = set()
 
-    async def export(self, spec: ViewSpec) -> pyfuse3.EntryAttributes:
-        """Attributes of the view's root, with the node number to look it up under.
+    async def export(self, spec: ViewSpec) -> int:
+        """Node id of the view's root.
 
-        A directory that was replaced since (a rollback, a refilled container) becomes a new view: its
-        key carries the identity of the directory itself.
+        A directory that was replaced since (a rollback, a refilled container) becomes a new view.
+
+        Raises:
+            OSError: the directory cannot be opened.
+            DriverError: the driver cannot make the layer available.
         """
-        path = spec.directory
-        if path is None:
-            path = await trio.to_thread.run_sync(self._get, spec.layer_id)
-        who = identity(path)
-        known = self._views.get(spec.key)
-        if known is None or known[0] != who:
-            view = View(_key(spec.key, who), path, spec.read_only, self._gate(spec))
-            if known is not None:
-                self._rootfs.unexport(known[1])
-            self._views[spec.key] = (who, view)
-            self._specs[view.key] = spec
-        return await self._rootfs.export(self._views[spec.key][1])
+        return await trio.to_thread.run_sync(self._export, spec)
+
+    def _export(self, spec: ViewSpec) -> int:
+        path = self._get(spec.layer_id) if spec.directory is None else spec.directory
+        self._specs[spec.key] = spec
+        gate = self._gate(spec)
+        return self.exports.export(
+            View(
+                key=spec.key,
+                path=path,
+                read_only=spec.read_only,
+                frozen=spec.read_only and self._is_final(spec),
+                gate=gate,
+                window=functools.partial(self._bursts.window, spec.container) if gate else None,
+                owner=owner_number(spec.owner),
+            )
+        )
+
+    def _is_final(self, spec: ViewSpec) -> bool:
+        """Whether nobody writes there any more: a snapshot, or a layer that others are built on."""
+        if spec.directory is not None:
+            return True
+        catalog = self._store.catalog()
+        used = catalog.children(spec.layer_id) or catalog.images_on(spec.layer_id)
+        return bool(used) and not catalog.containers_on(spec.layer_id)
 
     async def release(self, layer_ids: Iterable[str]) -> None:
         """Let go of layers that are about to be removed; a view still wanted is exported anew."""
         for layer_id in layer_ids:
-            for key in [key for key, (_, view) in self._views.items() if self._shows(view, layer_id)]:
-                self._rootfs.unexport(self._views.pop(key)[1])
+            for key in [key for key, spec in self._specs.items() if spec.layer_id == layer_id]:
+                self.exports.unexport(key)
             if layer_id in self._held:
                 self._held.discard(layer_id)
                 await trio.to_thread.run_sync(self._store.driver.put, layer_id)
 
-    def _shows(self, view: View, layer_id: str) -> bool:
-        return self._specs[view.key].layer_id == layer_id
-
     def spec_of(self, inode: int) -> ViewSpec | None:
         """The view a node of a real tree belongs to."""
-        view = self._rootfs.view_of(inode)
+        view = self.exports.view_of(inode)
         return self._specs.get(view.key) if view else None
 
     def close(self) -> None:
@@ -115,5 +125,8 @@ class Views:
         return self._bursts.gate(spec.container)
 
 
-def _key(key: str, who: bytes) -> str:
-    return f"{key}#{hashlib.blake2b(who, digest_size=8).hexdigest()}"
+def owner_number(owner: str) -> int:
+    """An object's key as the plane knows it; 0 for none."""
+    if not owner:
+        return 0
+    return int.from_bytes(hashlib.blake2b(owner.encode(), digest_size=8).digest(), "little") or 1

@@ -13,8 +13,7 @@ import sys
 
 import pytest
 
-from fsd import rootfs_calls
-from tests.support import rootfs_served
+from tests.support import rootfs_served, syscalls
 from tests.support.rootfs_samples import GROUP, LONG, ODD, USER, as_user, run
 from tests.support.rootfs_served import Served, Work, count, errno_of
 
@@ -48,12 +47,12 @@ def test_rootfs_rename_flags(work: Work) -> None:
         (work.here / "a").write_text("a")
         (work.here / "d").mkdir()
         (work.here / "d/in").touch()
-        assert errno_of(rootfs_calls.rename, directory, b"a", directory, b"d", NOREPLACE) == errno.EEXIST
+        assert errno_of(syscalls.rename, directory, b"a", directory, b"d", NOREPLACE) == errno.EEXIST
         assert errno_of(os.rename, work.here / "a", work.here / "d") == errno.EISDIR
-        rootfs_calls.rename(directory, b"a", directory, b"d", EXCHANGE)
+        syscalls.rename(directory, b"a", directory, b"d", EXCHANGE)
         assert (work.here / "d").read_text() == "a"
         assert os.listdir(work.here / "a") == ["in"] == os.listdir(work.real / "a")
-        rootfs_calls.rename(directory, b"d", directory, b"new", NOREPLACE)
+        syscalls.rename(directory, b"d", directory, b"new", NOREPLACE)
         assert sorted(os.listdir(work.real)) == ["a", "new"]
         assert errno_of(os.rename, work.here / "a", work.here / "a/sub") == errno.EINVAL
     finally:

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fsd import rootfs_calls
 from fsd.handles import handle_of, identity, open_handle
-from tests.support import rootfs_served
+from tests.support import rootfs_served, syscalls
 from tests.support.rootfs_mount import RootfsMount
 from tests.support.rootfs_samples import make_sample, run
 from tests.support.rootfs_served import Served, Work, count, errno_of
@@ -389,7 +388,7 @@ def test_acting_as_leaves_the_process_as_it_was(btrfs_dir: Path) -> None:
 
     os.chmod(btrfs_dir, 0o700)
     before = capabilities()
-    with rootfs_calls.acting_as(1234, 2345):
+    with syscalls.acting_as(1234, 2345):
         (btrfs_dir / "f").touch()
     assert capabilities() == before
     assert ((btrfs_dir / "f").stat().st_uid, (btrfs_dir / "f").stat().st_gid) == (1234, 2345)

@@ -22,18 +22,16 @@ from typing import TYPE_CHECKING, Any
 import pyfuse3
 import trio
 
-from fsd.errnos import barrier
-from fsd.rootfs import Rootfs, View
-from fsd.rootfs_nodes import NodeTable
+from fsd.exports import Exports, View
+from fsd.plane import Plane, mount, unmount
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from fsd.rootfs_nodes import Gate
+    from fsd.exports import Gate
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STARTUP_SECONDS = 30
-_MUTATIONS = ("create", "mkdir", "mknod", "symlink", "unlink", "rmdir", "rename", "setattr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +46,9 @@ class Setup:
     nofile: int | None = None
     umask: int = 0o022
     options: tuple[str, ...] = field(default=("allow_other",))
+    plane: dict[str, Any] = field(default_factory=dict)
+    frozen: tuple[str, ...] = ()
+    gated: bool = True
 
 
 class RootfsMount:
@@ -136,24 +137,28 @@ class _Numbers:
         return self._known[key]
 
 
-@barrier
 class _Operations(pyfuse3.Operations):
-    """Root directory here, everything else in ``Rootfs``."""
+    """A root directory with one entry per view; what is below it, the plane serves."""
 
     enable_acl = True
     supports_dot_lookup = False
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, plane: Plane) -> None:
         super().__init__()
         scratch = Path(setup.scratch)
-        nodes = NodeTable(
-            _Numbers(scratch / "numbers"), use_handles=setup.use_handles, descriptors=setup.descriptors
-        )
-        self.rootfs = Rootfs(nodes.number, scratch, nodes)
         self._refuse = scratch / "refuse"
         self._log = (scratch / "gates").open("a", buffering=1)
+        self.exports = Exports(
+            plane, _Numbers(scratch / "numbers"), ended=pyfuse3.terminate, by_name=not setup.use_handles
+        )
         self._views = {
-            os.fsencode(name): View(name, Path(path), read_only, None if read_only else self._gate(name))
+            os.fsencode(name): View(
+                key=name,
+                path=Path(path),
+                read_only=read_only,
+                frozen=name in setup.frozen,
+                gate=None if read_only or not setup.gated else self._gate(name),
+            )
             for name, (path, read_only) in setup.views.items()
         }
 
@@ -166,70 +171,47 @@ class _Operations(pyfuse3.Operations):
 
         return gate
 
-    def report(self, operation: str, args: tuple[Any, ...], number: int, text: str) -> None:
-        logging.error("%s%r: %s", operation, args, text)
-
-    def _root(self) -> pyfuse3.EntryAttributes:
+    def _entry(self, view: View) -> pyfuse3.EntryAttributes:
+        """Only the node id counts: the plane fills in the rest."""
         entry = pyfuse3.EntryAttributes()
-        entry.st_ino = pyfuse3.ROOT_INODE
-        entry.st_mode = stat.S_IFDIR | 0o755
-        entry.st_nlink = 2
+        entry.st_ino = pyfuse3.InodeT(self.exports.export(view))
+        entry.st_mode = pyfuse3.ModeT(stat.S_IFDIR)
+        entry.entry_timeout = 0
         return entry
 
     async def lookup(
         self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        if parent_inode != pyfuse3.ROOT_INODE:
-            return await self.rootfs.lookup(parent_inode, name, ctx)
         if name not in self._views:
             raise pyfuse3.FUSEError(errno.ENOENT)
-        return await self.rootfs.export(self._views[name])
+        return self._entry(self._views[name])
 
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        return self._root() if inode == pyfuse3.ROOT_INODE else await self.rootfs.getattr(inode, ctx)
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = pyfuse3.ROOT_INODE
+        entry.st_mode = pyfuse3.ModeT(stat.S_IFDIR | 0o755)
+        entry.st_nlink = 2
+        return entry
+
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        raise pyfuse3.FUSEError(errno.ENODATA)
 
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        return 0 if inode == pyfuse3.ROOT_INODE else await self.rootfs.opendir(inode, ctx)
+        return 0
 
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        if fh:
-            await self.rootfs.readdir(fh, start_id, token)
-            return
         for position, (name, view) in list(enumerate(self._views.items(), 1))[start_id:]:
-            entry = await self.rootfs.export(view)
-            if not pyfuse3.readdir_reply(token, name, entry, position):
-                self.rootfs.unref(entry.st_ino)
+            if not pyfuse3.readdir_reply(token, name, self._entry(view), position):
                 return
 
-    async def releasedir(self, fh: int) -> None:
-        if fh:
-            await self.rootfs.releasedir(fh)
-
     async def forget(self, inode_list: Any) -> None:
-        await self.rootfs.forget([item for item in inode_list if self.rootfs.owns(item[0])])
-
-
-def _forward() -> None:
-    """Hand every handler not written above to ``Rootfs`` as it is."""
-    for name in dir(pyfuse3.Operations):
-        if name not in vars(_Operations) and name not in ("init", "poll", "stacktrace") and name[0] != "_":
-            method = getattr(Rootfs, name, None)
-            if callable(method):
-                setattr(_Operations, name, _forwarder(name))
-
-
-def _forwarder(name: str) -> Any:
-    async def handler(self: _Operations, *args: Any) -> Any:
-        if args and args[0] == pyfuse3.ROOT_INODE:
-            raise pyfuse3.FUSEError(errno.EPERM if name in _MUTATIONS else errno.ENODATA)
-        return await getattr(self.rootfs, name)(*args)
-
-    return handler
+        """Lookups of the root need no counting."""
 
 
 async def _serve(operations: _Operations) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal)
+        nursery.start_soon(operations.exports.serve)
         os.write(1, b"ready\n")
         await pyfuse3.main()
         nursery.cancel_scope.cancel()
@@ -249,15 +231,17 @@ def main() -> None:
     os.umask(setup.umask)
     if setup.nofile:
         resource.setrlimit(resource.RLIMIT_NOFILE, (setup.nofile, setup.nofile))
-    _forward()
-    operations = barrier(_Operations)(setup)
-    options = {*pyfuse3.default_options, "fsname=rootfs-test", "default_permissions", *setup.options}
-    pyfuse3.init(operations, setup.mountpoint, options)
+    device = mount(Path(setup.mountpoint), allow_other="allow_other" in setup.options)
+    plane = Plane(device, descriptors=setup.descriptors, **setup.plane)
+    operations = _Operations(setup, plane)
+    pyfuse3.init(operations, plane.hand_over(), set())
     try:
         trio.run(_serve, operations)
     finally:
-        pyfuse3.close(unmount=True)
-        operations.rootfs.close()
+        unmount(Path(setup.mountpoint))
+        pyfuse3.close(unmount=False)
+        (Path(setup.scratch) / "stats").write_text(json.dumps(asdict(plane.stats())))
+        plane.stop()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,199 @@
+"""The real directory trees of one mount, as policy sees them: numbers, gates, refusals.
+
+The data plane (``fsd.plane``) serves every request below an exported directory without Python. What
+needs a decision it parks: :class:`Exports` awaits the gate of the view, then lets the request go on.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from fsd.handles import identity
+from fsd.plane import OURS, Kind, number_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from fsd.plane import Event, Plane
+
+    Gate = Callable[[bytes | None], Awaitable[None]]
+
+log = logging.getLogger("fsd.exports")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """One directory tree to show.
+
+    ``key`` is the same at every mount. ``gate`` is awaited before a mutation with the name it touches
+    (``None`` when there is none to tell); what it raises fails the mutation. ``window`` says how long
+    mutations may pass afterwards without asking: seconds of quiet that end it, and a time; by default
+    every mutation asks. ``owner`` is a number of the object the tree belongs to.
+    """
+
+    key: str
+    path: Path
+    read_only: bool
+    frozen: bool = False
+    gate: Gate | None = None
+    window: Callable[[], tuple[float, float]] | None = None
+    owner: int = 0
+
+
+@dataclass(slots=True)
+class _Shown:
+    view: View
+    number: int
+    node: int
+    who: bytes = b""
+
+
+def _ignore(_event: Event) -> None:
+    """Nobody wants to know of refusals."""
+
+
+def _errno_of(exc: BaseException, _operation: str) -> tuple[int, str]:
+    return (exc.errno if isinstance(exc, OSError) else None) or errno.EIO, str(exc)
+
+
+class Exports:
+    """The views a plane shows. Belongs to one event loop, but :meth:`export` may run in a thread.
+
+    Args:
+        number: the stable number of a key, from 1 to 2**21 - 1; asked once per tree, may block.
+        refused: told of every mutation the plane refused.
+        explain: errno and text of what a gate raised.
+        failed: told of a mutation its gate failed, with errno and text.
+        ended: called when the mount is gone.
+        by_name: reopen nodes by name, as without privilege.
+    """
+
+    def __init__(
+        self,
+        plane: Plane,
+        number: Callable[[str], int],
+        *,
+        refused: Callable[[Event], None] = _ignore,
+        explain: Callable[[BaseException, str], tuple[int, str]] = _errno_of,
+        failed: Callable[[Event, int, str], None] | None = None,
+        ended: Callable[[], None] | None = None,
+        by_name: bool = False,
+    ) -> None:
+        self.plane = plane
+        self._number = number
+        self._refused = refused
+        self._explain = explain
+        self._failed = failed
+        self._ended = ended
+        self._by_name = by_name
+        self._by_key: dict[str, _Shown] = {}
+        self._by_number: dict[int, _Shown] = {}
+        self._work: list[Event] = []
+
+    def export(self, view: View) -> int:
+        """Node id of the root of a view; answer a LOOKUP with it, its attributes are filled in.
+
+        Raises:
+            OSError: the directory cannot be opened.
+        """
+        who = identity(view.path)
+        before = self._by_key.get(view.key)
+        if before is not None and before.who == who and before.view.frozen == view.frozen:
+            return before.node
+        number = self._number(f"{view.key}/{who.hex()}")
+        made = self.plane.export(
+            view.path,
+            number,
+            read_only=view.read_only,
+            frozen=view.frozen,
+            gated=view.gate is not None,
+            by_name=self._by_name,
+            owner=view.owner,
+        )
+        shown = _Shown(view, number, made.node, who)
+        self._by_key[view.key] = self._by_number[number] = shown
+        if before is not None and before.number != number:
+            self.plane.unexport(before.number)
+        return made.node
+
+    def unexport(self, key: str) -> None:
+        """Show a view no more."""
+        shown = self._by_key.pop(key, None)
+        if shown is not None:
+            self.plane.unexport(shown.number)
+
+    def view_of(self, node: int) -> View | None:
+        """The view a node id belongs to; ``None`` for one that is not known."""
+        shown = self._by_number.get(number_of(node)) if node & OURS else None
+        return shown.view if shown else None
+
+    def arm(self, owner: int) -> None:
+        """Make every gated view of an owner ask again before its next mutation."""
+        for shown in self._by_number.values():
+            if shown.view.owner == owner and shown.view.gate is not None:
+                self.plane.arm(shown.number)
+
+    async def serve(self) -> None:
+        """Answer the plane's questions until cancelled."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                await trio.lowlevel.wait_readable(self.plane.events_fd)
+                self.drain()
+                while self._work:
+                    nursery.start_soon(self._answer, self._work.pop(0))
+
+    def drain(self) -> None:
+        """Take note of refusals up to now; questions are answered by :meth:`serve`."""
+        for event in self.plane.events():
+            if event.kind is Kind.REFUSED:
+                self._refused(event)
+            elif event.kind is Kind.ENDED:
+                if self._ended is not None:
+                    self._ended()
+            else:
+                self._work.append(event)
+
+    async def _answer(self, event: Event) -> None:
+        """Never raises: the request would wait for ever."""
+        number = 0
+        try:
+            if event.kind is Kind.NUMBER:
+                await self._give_number(event)
+            else:
+                await self._pass_gate(event)
+        except Exception as exc:
+            number, text = self._explain(exc, event.operation)
+            if self._failed is not None:
+                self._failed(event, number, text)
+        self.plane.resume(event.ticket, number)
+
+    async def _give_number(self, event: Event) -> None:
+        shown = self._by_number.get(event.number)
+        if shown is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        length = (len(event.handle) - 4).to_bytes(4, "little")
+        key = f"{shown.view.key}/{(length + event.handle).hex()}"
+        number = await trio.to_thread.run_sync(functools.partial(self._number, key))
+        self._by_number.setdefault(number, _Shown(shown.view, number, 0))
+        self.plane.give_number(event.number, event.handle, number)
+
+    async def _pass_gate(self, event: Event) -> None:
+        shown = self._by_number.get(event.number)
+        if shown is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        gate, window = shown.view.gate, shown.view.window
+        if gate is None:
+            return
+        for name in event.names or (None,):
+            await gate(name)
+        if window is not None:
+            quiet, until = window()
+            self.plane.disarm(event.number, quiet=quiet, until=until)

@@ -1,0 +1,257 @@
+/* The directory trees shown in the mount: made and withdrawn by Python, found by number. */
+#include "plane.h"
+
+#include <sys/mount.h>
+#include <sys/syscall.h>
+
+#ifndef MOUNT_ATTR_NOATIME
+#define MOUNT_ATTR_NOATIME 0x10
+#endif
+#ifndef MOUNT_ATTR_RDONLY
+#define MOUNT_ATTR_RDONLY 0x1
+#endif
+#define ATIME_BITS 0x70
+#define BTRFS_FID 0x4d
+#define BTRFS_FID_LENGTH 20
+
+struct mount_attributes {
+    uint64_t set, clear, propagation, userns;
+};
+
+static uint64_t device_of(const struct statx *info) {
+    return (uint64_t)info->stx_dev_major << 32 | info->stx_dev_minor;
+}
+
+/* A private copy of the directory's mount: nothing is mounted below it, and reading through it leaves
+   access times alone. Where that is not allowed, the directory itself. */
+static int open_root(struct export *ex, const char *path) {
+    struct mount_attributes attributes = {.set = MOUNT_ATTR_NOATIME, .clear = ATIME_BITS};
+    int fd = ex->flags & FSD_BY_NAME ? -1
+                                     : (int)syscall(SYS_open_tree, AT_FDCWD, path,
+                                                    1 /* OPEN_TREE_CLONE */ | O_CLOEXEC | AT_SYMLINK_NOFOLLOW);
+    ex->cloned = fd >= 0;
+    if (ex->cloned) {
+        if (ex->flags & FSD_READ_ONLY)
+            attributes.set |= MOUNT_ATTR_RDONLY;
+        syscall(SYS_mount_setattr, fd, "", AT_EMPTY_PATH, &attributes, sizeof attributes);
+        return fd;
+    }
+    fd = open(path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    return fd < 0 ? -errno : fd;
+}
+
+/* What stands for a handle where a filesystem has none; it cannot be opened. */
+void handle_from(const struct statx *info, struct handle *handle) {
+    uint64_t device = device_of(info);
+    handle->length = 16;
+    handle->type = -1;
+    memcpy(handle->bytes, &device, 8);
+    memcpy(handle->bytes + 8, &info->stx_ino, 8);
+}
+
+static bool opens(int mount, const struct handle *handle, const struct statx *info) {
+    struct statx again;
+    int fd = open_handle(mount, handle, O_PATH);
+    bool same = fd >= 0 && !stat_fd(fd, &again) && again.stx_ino == info->stx_ino &&
+                device_of(&again) == device_of(info);
+    if (fd >= 0)
+        close(fd);
+    return same;
+}
+
+static bool is_btrfs_handle(const struct handle *handle, const struct statx *info) {
+    uint64_t inode;
+    memcpy(&inode, handle->bytes, 8);
+    return handle->type == BTRFS_FID && handle->length == BTRFS_FID_LENGTH && inode == info->stx_ino;
+}
+
+/* Find out how nodes of a tree can be reopened, by trying it on its root. */
+void tree_describe(struct tree *tree, const struct handle *root, const struct statx *info) {
+    struct handle any = *root;
+    tree->device = device_of(info);
+    tree->root = *root;
+    tree->kind = BY_NAME;
+    if (tree->export->flags & FSD_BY_NAME || root->type < 0)
+        return;
+    if (opens(tree->export->root, root, info))
+        tree->kind = BY_HANDLE;
+    if (tree->kind == BY_HANDLE && is_btrfs_handle(root, info)) {
+        memset(any.bytes + 16, 0, 4); /* any generation */
+        memcpy(&tree->subvolume, root->bytes + 8, 8);
+        if (opens(tree->export->root, &any, info))
+            tree->kind = BY_BTRFS_HANDLE;
+    }
+}
+
+struct tree *tree_of(struct export *ex, const struct handle *root) {
+    for (struct tree *tree = ex->trees; tree; tree = tree->next)
+        if (tree->root.length == root->length && tree->root.type == root->type &&
+            !memcmp(tree->root.bytes, root->bytes, root->length))
+            return tree;
+    return NULL;
+}
+
+static void export_free(struct export *ex) {
+    for (struct tree *tree = ex->trees, *next; tree; tree = next) {
+        next = tree->next;
+        free(tree);
+    }
+    if (ex->root >= 0)
+        close(ex->root);
+    free(ex);
+}
+
+struct export *export_find(struct plane *p, uint32_t number) {
+    struct export *ex = p->exports;
+    while (ex && ex->number != number)
+        ex = ex->next;
+    return ex;
+}
+
+static void export_remove(struct plane *p, struct export *ex) {
+    struct export **at = &p->exports;
+    while (*at && *at != ex)
+        at = &(*at)->next;
+    if (*at)
+        *at = ex->next;
+    export_free(ex);
+}
+
+/* The last node of a withdrawn export takes the export with it. */
+void export_node_gone(struct plane *p, struct export *ex) {
+    if (atomic_fetch_sub(&ex->nodes, 1) != 1)
+        return;
+    pthread_rwlock_wrlock(&p->exports_lock);
+    for (struct export *at = p->exports; at; at = at->next)
+        if (at == ex && !ex->live && atomic_load(&ex->nodes) == 0) {
+            export_remove(p, ex);
+            break;
+        }
+    pthread_rwlock_unlock(&p->exports_lock);
+}
+
+void exports_free(struct plane *p) {
+    while (p->exports)
+        export_remove(p, p->exports);
+}
+
+static struct export *export_make(const char *path, uint32_t number, uint32_t flags, int *error) {
+    struct export *ex = calloc(1, sizeof *ex);
+    struct tree *tree = calloc(1, sizeof *tree);
+    struct handle handle = {0};
+    struct statx info;
+    *error = -ENOMEM;
+    if (ex && tree) {
+        ex->number = tree->number = number;
+        ex->flags = flags;
+        tree->export = ex;
+        *error = ex->root = open_root(ex, path);
+        if (*error >= 0)
+            *error = stat_fd(ex->root, &info);
+        if (*error == 0 && !S_ISDIR(info.stx_mode))
+            *error = -ENOTDIR;
+    }
+    if (*error < 0) {
+        if (ex && ex->root > 0)
+            close(ex->root);
+        free(ex);
+        free(tree);
+        return NULL;
+    }
+    ex->mount_id = info.stx_mnt_id;
+    if (handle_of(ex->root, "", AT_EMPTY_PATH, &handle))
+        handle_from(&info, &handle);
+    tree_describe(tree, &handle, &info);
+    ex->trees = tree;
+    return ex;
+}
+
+static int pin_root(struct plane *p, struct export *ex) {
+    struct tree *tree = ex->trees;
+    struct statx info;
+    while (tree->next)
+        tree = tree->next; /* the root's is the oldest */
+    if (stat_fd(ex->root, &info))
+        return -errno;
+    struct node *node = node_enter(p, tree, info.stx_ino, tree->kind == BY_BTRFS_HANDLE ? NULL : &tree->root,
+                                   NULL, NULL, true);
+    if (!node)
+        return -ENOMEM;
+    node->root = true;
+    ex->pinned_root = node;
+    return 0;
+}
+
+static int revive(struct plane *p, struct export *ex, uint32_t flags, uint64_t owner) {
+    int error = ex->live ? 0 : pin_root(p, ex);
+    if (error)
+        return error;
+    ex->flags = flags;
+    ex->owner = owner;
+    ex->live = true;
+    return 0;
+}
+
+/* Show a directory. Returns its node id, or a negated errno. Nothing changes if it is shown already. */
+int64_t fsd_export(plane *p, const char *path, uint32_t number, uint32_t flags, uint64_t owner,
+                   uint64_t home_node) {
+    int error = 0;
+    (void)home_node;
+    if (!number || number >= NUMBER_MAX)
+        return -EOVERFLOW;
+    pthread_rwlock_wrlock(&p->exports_lock);
+    struct export *ex = export_find(p, number);
+    if (ex) {
+        error = revive(p, ex, flags, owner);
+    } else if ((ex = export_make(path, number, flags, &error))) {
+        ex->owner = owner;
+        atomic_store(&ex->armed, (flags & FSD_GATED) != 0);
+        error = pin_root(p, ex);
+        ex->live = !error;
+        ex->next = p->exports;
+        p->exports = ex;
+    }
+    int64_t id = ex && !error ? (int64_t)ex->pinned_root->id : error;
+    pthread_rwlock_unlock(&p->exports_lock);
+    return id;
+}
+
+/* Withdraw an export. Nodes the kernel holds go on working as long as their inodes exist. */
+int fsd_unexport(plane *p, uint32_t number) {
+    pthread_rwlock_wrlock(&p->exports_lock);
+    struct export *ex = export_find(p, number);
+    struct node *root = ex && ex->live ? ex->pinned_root : NULL;
+    if (root) {
+        ex->live = false;
+        ex->pinned_root = NULL;
+        fd_drop_export(p, ex);
+    }
+    pthread_rwlock_unlock(&p->exports_lock);
+    if (!root)
+        return -ENOENT;
+    notify_inval_inode(p, root->id);
+    node_put(p, root);
+    return 0;
+}
+
+/* Give a nested subvolume its number; requests that met it go on. */
+int fsd_number(plane *p, uint32_t export_number, const unsigned char *handle, uint32_t length, uint32_t number) {
+    struct handle root = {.length = length - 4};
+    if (length < 4 || length > 4 + sizeof root.bytes || !number || number >= NUMBER_MAX)
+        return -EINVAL;
+    memcpy(&root.type, handle, 4);
+    memcpy(root.bytes, handle + 4, root.length);
+    pthread_rwlock_wrlock(&p->exports_lock);
+    struct export *ex = export_find(p, export_number);
+    struct tree *tree = ex && !tree_of(ex, &root) ? calloc(1, sizeof *tree) : NULL;
+    if (tree) {
+        tree->export = ex;
+        tree->number = number;
+        tree->root = root;
+        tree->device = UINT64_MAX; /* described when it is entered */
+        tree->next = ex->trees;
+        ex->trees = tree;
+    }
+    pthread_rwlock_unlock(&p->exports_lock);
+    return ex ? 0 : -ENOENT;
+}

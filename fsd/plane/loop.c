@@ -1,0 +1,310 @@
+/* The threads that read requests. One of them at a time asks again and again instead of sleeping,
+   because a wake-up costs more than most answers; how long depends on how often it was worth it. */
+#include "plane.h"
+
+#include <poll.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+
+#define SPIN_MIN 40
+
+static handler *const handlers[] = {
+    [FUSE_LOOKUP] = do_lookup,
+    [FUSE_GETATTR] = do_getattr,
+    [FUSE_SETATTR] = do_setattr,
+    [FUSE_READLINK] = do_readlink,
+    [FUSE_SYMLINK] = do_symlink,
+    [FUSE_MKNOD] = do_mknod,
+    [FUSE_MKDIR] = do_mkdir,
+    [FUSE_UNLINK] = do_unlink,
+    [FUSE_RMDIR] = do_rmdir,
+    [FUSE_RENAME] = do_rename,
+    [FUSE_LINK] = do_link,
+    [FUSE_OPEN] = do_open,
+    [FUSE_READ] = do_read,
+    [FUSE_WRITE] = do_write,
+    [FUSE_STATFS] = do_statfs,
+    [FUSE_RELEASE] = do_release,
+    [FUSE_FSYNC] = do_fsync,
+    [FUSE_SETXATTR] = do_setxattr,
+    [FUSE_GETXATTR] = do_getxattr,
+    [FUSE_LISTXATTR] = do_listxattr,
+    [FUSE_REMOVEXATTR] = do_removexattr,
+    [FUSE_FLUSH] = do_flush,
+    [FUSE_OPENDIR] = do_opendir,
+    [FUSE_READDIR] = do_readdir,
+    [FUSE_RELEASEDIR] = do_releasedir,
+    [FUSE_FSYNCDIR] = do_fsyncdir,
+    [FUSE_CREATE] = do_create,
+    [FUSE_IOCTL] = do_ioctl,
+    [FUSE_POLL] = do_poll,
+    [FUSE_FALLOCATE] = do_fallocate,
+    [FUSE_READDIRPLUS] = do_readdirplus,
+    [FUSE_RENAME2] = do_rename2,
+    [FUSE_LSEEK] = do_lseek,
+    [FUSE_COPY_FILE_RANGE] = do_copy_file_range,
+    [FUSE_SYNCFS] = do_syncfs,
+    [FUSE_TMPFILE] = do_tmpfile,
+};
+#define HANDLERS (sizeof handlers / sizeof *handlers)
+
+static int ours(struct request *r) {
+    uint32_t opcode = r->in->opcode;
+    return opcode < HANDLERS && handlers[opcode] ? handlers[opcode](r) : -ENOSYS;
+}
+
+/* Requests that name two nodes, of which one is Python's: they cannot be in one tree. */
+static bool crosses(const struct request *r) {
+    uint64_t other = 0;
+    switch (r->in->opcode) {
+    case FUSE_RENAME:
+    case FUSE_RENAME2:
+    case FUSE_LINK: /* all three begin with the id */
+        if (r->length < sizeof other)
+            return false;
+        memcpy(&other, r->arg, sizeof other);
+        return (other ^ r->in->nodeid) & OURS;
+    case FUSE_COPY_FILE_RANGE:
+        if (r->length < sizeof(struct fuse_copy_file_range_in))
+            return false;
+        other = ((const struct fuse_copy_file_range_in *)r->arg)->nodeid_out;
+        return (other ^ r->in->nodeid) & OURS;
+    default:
+        return false;
+    }
+}
+
+static int forget_many(struct request *r) {
+    struct fuse_batch_forget_in *in = (struct fuse_batch_forget_in *)r->arg;
+    struct fuse_forget_one *one = (struct fuse_forget_one *)(in + 1);
+    uint32_t kept = 0;
+    if (r->length < sizeof *in || in->count > (r->length - sizeof *in) / sizeof *one)
+        return NO_REPLY;
+    for (uint32_t i = 0; i < in->count; i++)
+        if (one[i].nodeid & OURS)
+            node_forget(r->plane, one[i].nodeid, one[i].nlookup);
+        else
+            one[kept++] = one[i];
+    in->count = kept;
+    r->in->len = (uint32_t)(sizeof *r->in + sizeof *in + kept * sizeof *one);
+    if (kept)
+        forward(r->plane, r->in, r->in->len);
+    return NO_REPLY;
+}
+
+static int forget(struct request *r) {
+    const struct fuse_forget_in *in = take(r, sizeof *in);
+    if (!(r->in->nodeid & OURS))
+        forward(r->plane, r->in, r->in->len);
+    else if (in)
+        node_forget(r->plane, r->in->nodeid, in->nlookup);
+    return NO_REPLY;
+}
+
+static int interrupt(struct request *r) {
+    const struct fuse_interrupt_in *in = take(r, sizeof *in);
+    if (in && !park_interrupt(r->plane, in->unique) && forward_pending(r->plane, in->unique))
+        forward(r->plane, r->in, r->in->len);
+    return NO_REPLY;
+}
+
+static bool asks_for_error_text(const struct request *r) {
+    size_t head = sizeof(struct fuse_getxattr_in);
+    static const char name[] = "user.fsd.error";
+    return r->in->opcode == FUSE_GETXATTR && r->length >= head + sizeof name &&
+           !memcmp(r->arg + head, name, sizeof name);
+}
+
+int dispatch(struct request *r) {
+    switch (r->in->opcode) {
+    case FUSE_FORGET:
+        return forget(r);
+    case FUSE_BATCH_FORGET:
+        return forget_many(r);
+    case FUSE_INTERRUPT:
+        return interrupt(r);
+    case PLANE_STATX: /* an answer for some nodes only would be no answer: GETATTR serves all */
+        return -ENOSYS;
+    default:
+        break;
+    }
+    if (crosses(r))
+        return -EXDEV;
+    if (r->in->nodeid & OURS && !asks_for_error_text(r))
+        return ours(r);
+    forward(r->plane, r->in, r->in->len);
+    return NO_REPLY;
+}
+
+/* Do one request and answer it. `message` may be changed. */
+void handle_request(struct worker *w, unsigned char *message, size_t length, bool passed_gate) {
+    struct fuse_in_header *in = (struct fuse_in_header *)message;
+    struct plane *p = w->plane;
+    if (length < sizeof *in || in->len != length) {
+        atomic_fetch_add(&p->malformed, 1);
+        return;
+    }
+    struct request r = {.plane = p,
+                        .worker = w,
+                        .in = in,
+                        .arg = message + sizeof *in,
+                        .length = length - sizeof *in,
+                        .out = w->output + sizeof(struct fuse_out_header),
+                        .passed_gate = passed_gate};
+    uint64_t unique = in->unique;
+    atomic_fetch_add(&p->operations[in->opcode < 64 ? in->opcode : 0], 1);
+    int result = dispatch(&r);
+    if (result == PARK || result == NO_REPLY)
+        return;
+    if (in->opcode == FUSE_RELEASE && result < 0)
+        result = 0;
+    reply_send(p, unique, w->output, result);
+}
+
+/* Length of the request read, 0 when there is none just now, -1 when the mount is gone. */
+static ssize_t read_request(struct worker *w) {
+    ssize_t got = read(w->plane->device, w->input, BUFFER_SIZE);
+    if (got > 0)
+        return got;
+    if (got < 0 && (errno == EAGAIN || errno == EINTR || errno == ENOENT))
+        return 0;
+    return -1; /* ENODEV: unmounted; ECONNABORTED; a closed socket */
+}
+
+/* Ask again for a while. Only one thread does, so that the others sleep. */
+static ssize_t spin(struct worker *w) {
+    struct plane *p = w->plane;
+    int nobody = 0;
+    ssize_t got = 0;
+    if (!w->spin || !atomic_compare_exchange_strong(&p->spinner, &nobody, 1))
+        return 0;
+    for (int tries = 0; tries < w->spin && !got; tries++)
+        got = read_request(w);
+    atomic_store(&p->spinner, 0);
+    if (got > 0)
+        w->spin = w->spin * 2 < p->spin_max ? w->spin * 2 : p->spin_max;
+    else
+        w->spin = w->spin * 7 / 8 > SPIN_MIN ? w->spin * 7 / 8 : SPIN_MIN;
+    atomic_fetch_add(&p->spins, 1);
+    return got;
+}
+
+static ssize_t next_request(struct worker *w) {
+    struct epoll_event event;
+    ssize_t got = read_request(w);
+    if (!got)
+        got = spin(w);
+    while (!got && !w->plane->stopping) {
+        atomic_fetch_add(&w->plane->polls, 1);
+        if (epoll_wait(w->epoll, &event, 1, -1) < 0 && errno != EINTR)
+            return -1;
+        if (event.data.fd == w->plane->stop_fd)
+            return -1;
+        got = read_request(w);
+    }
+    return got;
+}
+
+static int worker_init(struct worker *w, struct plane *p) {
+    struct epoll_event device = {.events = EPOLLIN | EPOLLEXCLUSIVE, .data.fd = p->device};
+    struct epoll_event stop = {.events = EPOLLIN, .data.fd = p->stop_fd};
+    *w = (struct worker){.plane = p, .spin = p->spin_max};
+    w->input = aligned_alloc(4096, BUFFER_SIZE);
+    w->output = aligned_alloc(4096, BUFFER_SIZE);
+    w->epoll = epoll_create1(EPOLL_CLOEXEC);
+    if (!w->input || !w->output || w->epoll < 0)
+        return -1;
+    if (epoll_ctl(w->epoll, EPOLL_CTL_ADD, p->device, &device) ||
+        epoll_ctl(w->epoll, EPOLL_CTL_ADD, p->stop_fd, &stop))
+        return -1;
+    creds_start(w);
+    return 0;
+}
+
+static void worker_free(struct worker *w) {
+    free(w->input);
+    free(w->output);
+    if (w->epoll >= 0)
+        close(w->epoll);
+}
+
+/* The mount is gone: tell Python once. */
+void plane_ended(struct plane *p) {
+    fsd_event event = {.kind = FSD_ENDED};
+    bool before = atomic_exchange(&p->ended, true);
+    if (!before && !p->stopping)
+        event_push(p, &event);
+}
+
+static void *reader_main(void *argument) {
+    struct worker w;
+    struct plane *p = argument;
+    ssize_t length = -1;
+    if (!worker_init(&w, p))
+        while (!p->stopping && (length = next_request(&w)) >= 0) {
+            if (!length)
+                continue;
+            atomic_fetch_add(&p->requests, 1);
+            handle_request(&w, w.input, (size_t)length, false);
+        }
+    worker_free(&w);
+    plane_ended(p);
+    return NULL;
+}
+
+static void *runner_main(void *argument) {
+    struct worker w;
+    if (!worker_init(&w, argument))
+        park_run_ready(&w);
+    worker_free(&w);
+    return NULL;
+}
+
+static int start_one(struct plane *p, void *(*main)(void *)) {
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, 256 << 10);
+    int error = pthread_create(&p->workers[p->started], &attributes, main, p);
+    pthread_attr_destroy(&attributes);
+    p->started += !error;
+    return -error;
+}
+
+/* Start the threads with every signal blocked: signals are Python's. */
+int loop_start(struct plane *p) {
+    sigset_t all, before;
+    int error = 0;
+    p->workers = calloc((size_t)p->threads + 2, sizeof *p->workers);
+    if (!p->workers)
+        return -ENOMEM;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    for (int i = 0; i < p->threads && !error; i++)
+        error = start_one(p, reader_main);
+    if (!error)
+        error = start_one(p, runner_main);
+    if (!error)
+        error = start_one(p, notifier_main);
+    if (!error)
+        error = -pthread_create(&p->pump, NULL, pump_main, p);
+    p->pump_started = !error;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return error;
+}
+
+void loop_stop(struct plane *p) {
+    uint64_t many = 1u << 20;
+    pthread_mutex_lock(&p->park_lock);
+    p->stopping = true;
+    pthread_cond_broadcast(&p->runnable_wake);
+    pthread_mutex_unlock(&p->park_lock);
+    notify_wake(p);
+    if (write(p->stop_fd, &many, sizeof many) < 0)
+        return;
+    for (int i = 0; i < p->started; i++)
+        pthread_join(p->workers[i], NULL);
+    if (p->pump_started)
+        pthread_join(p->pump, NULL);
+    free(p->workers);
+}

@@ -1,0 +1,94 @@
+"""Making and taking away the mount itself: mount(2), umount2(2), or fusermount3 without privilege."""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import errno
+import os
+import shutil
+import socket
+import stat
+import subprocess
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+_MS_NOSUID: Final = 2
+_MS_NODEV: Final = 4
+_MS_NOATIME: Final = 1024
+_MNT_FORCE: Final = 1
+_MNT_DETACH: Final = 2
+_HELPER_SECONDS: Final = 30
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(returned: int, path: Path) -> None:
+    if returned < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(path))
+
+
+def direct(mountpoint: Path, source: str, subtype: str, allow_other: bool) -> int:
+    """Open the device and mount it; needs CAP_SYS_ADMIN. Set-user-ID and devices have no effect there."""
+    device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        mode = stat.S_IFMT(os.stat(mountpoint).st_mode)
+        options = f"fd={device},rootmode={mode:o},user_id={os.geteuid()},group_id={os.getegid()}"
+        options += ",default_permissions"
+        if allow_other:
+            options += ",allow_other"
+        flags = _MS_NOSUID | _MS_NODEV | _MS_NOATIME
+        target = os.fsencode(mountpoint)
+        _check(
+            _libc.mount(source.encode(), target, f"fuse.{subtype}".encode(), flags, options.encode()),
+            mountpoint,
+        )
+    except BaseException:
+        os.close(device)
+        raise
+    return device
+
+
+def through_helper(mountpoint: Path, options: Sequence[str]) -> int:
+    """Let fusermount3 mount and send the device; any user may ask for it.
+
+    Raises:
+        OSError: there is no helper (ENOENT), or it refused; its words are the text.
+    """
+    helper = shutil.which("fusermount3")
+    if helper is None:
+        raise FileNotFoundError(errno.ENOENT, "fusermount3 is not installed", str(mountpoint))
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        done = subprocess.run(
+            [helper, "-o", ",".join(options), "--", os.fspath(mountpoint)],
+            env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+            pass_fds=(theirs.fileno(),),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_HELPER_SECONDS,
+        )
+        if done.returncode:
+            raise PermissionError(errno.EPERM, done.stderr.strip() or "fusermount3 refused", str(mountpoint))
+        return _received(ours)
+
+
+def _received(end: socket.socket) -> int:
+    found = array.array("i")
+    _, ancillary, _, _ = end.recvmsg(1, socket.CMSG_SPACE(found.itemsize))
+    found.frombytes(ancillary[0][2][: found.itemsize])
+    os.set_inheritable(found[0], False)
+    return found[0]
+
+
+def detach(mountpoint: Path) -> None:
+    """Take the mount away at once; requests under way fail with ECONNABORTED."""
+    if os.geteuid() == 0:
+        _check(_libc.umount2(os.fsencode(mountpoint), _MNT_FORCE | _MNT_DETACH), mountpoint)
+        return
+    helper = shutil.which("fusermount3") or "fusermount3"
+    subprocess.run([helper, "-u", "-z", "--", os.fspath(mountpoint)], check=False, capture_output=True)

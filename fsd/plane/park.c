@@ -1,0 +1,330 @@
+/* Requests that wait for Python: the first write of a burst, and whatever meets a new subvolume.
+   Python gets to know through an eventfd, and answers each by its ticket. */
+#include "plane.h"
+
+#include <fnmatch.h>
+#include <stdio.h>
+#include <sys/eventfd.h>
+#include <time.h>
+
+#define EVENTS_MAX 4096
+
+static long now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME_COARSE, &now);
+    return now.tv_sec * 1000000000L + now.tv_nsec;
+}
+
+static void signal_python(struct plane *p) {
+    uint64_t one = 1;
+    if (write(p->event_fd, &one, sizeof one) < 0)
+        return; /* the counter is full, so it is readable */
+}
+
+/* Tell Python. Refusals are dropped when nobody fetches them. */
+void event_push(struct plane *p, const fsd_event *event) {
+    struct event *item = malloc(sizeof *item);
+    if (!item)
+        return;
+    item->is = *event;
+    item->next = NULL;
+    pthread_mutex_lock(&p->park_lock);
+    bool full = event->kind == FSD_REFUSED && p->event_count >= EVENTS_MAX;
+    if (!full) {
+        *(p->last_event ? &p->last_event->next : &p->events) = item;
+        p->last_event = item;
+        p->event_count++;
+    }
+    pthread_mutex_unlock(&p->park_lock);
+    if (full)
+        free(item);
+    signal_python(p);
+}
+
+/* Fetch the oldest event; 0 when there is none. */
+int fsd_next_event(plane *p, fsd_event *event) {
+    pthread_mutex_lock(&p->park_lock);
+    struct event *item = p->events;
+    if (item) {
+        p->events = item->next;
+        if (!p->events)
+            p->last_event = NULL;
+        p->event_count--;
+    }
+    pthread_mutex_unlock(&p->park_lock);
+    if (!item)
+        return 0;
+    *event = item->is;
+    free(item);
+    return 1;
+}
+
+static void copy_name(char *to, const char *name) {
+    size_t length = strnlen(name, LONGEST_NAME);
+    memcpy(to, name, length);
+    to[length] = 0;
+}
+
+static fsd_event describe(const struct request *r, int kind, const struct export *ex, const char *name,
+                          const char *other) {
+    fsd_event event = {.kind = kind,
+                       .nodeid = r->in->nodeid,
+                       .number = ex->number,
+                       .opcode = r->in->opcode,
+                       .pid = r->in->pid,
+                       .uid = r->in->uid,
+                       .gid = r->in->gid};
+    if (name)
+        copy_name(event.name[event.names++], name);
+    if (other)
+        copy_name(event.name[event.names++], other);
+    return event;
+}
+
+static int park(struct request *r, fsd_event *event) {
+    struct plane *p = r->plane;
+    struct parked *item = malloc(sizeof *item + r->in->len);
+    if (!item)
+        return -ENOMEM;
+    item->length = r->in->len;
+    item->ready = false;
+    memcpy(item->request, r->in, r->in->len);
+    pthread_mutex_lock(&p->park_lock);
+    item->ticket = event->ticket = ++p->next_ticket;
+    item->next = p->parked;
+    p->parked = item;
+    pthread_mutex_unlock(&p->park_lock);
+    atomic_fetch_add(&p->parked_total, 1);
+    event_push(p, event);
+    return PARK;
+}
+
+int park_for_number(struct request *r, struct export *ex, const struct handle *root) {
+    fsd_event event = describe(r, FSD_NUMBER, ex, NULL, NULL);
+    event.handle_length = 4 + root->length;
+    memcpy(event.handle, &root->type, 4);
+    memcpy(event.handle + 4, root->bytes, root->length);
+    return park(r, &event);
+}
+
+static bool is_noise(const struct plane *p, const char *name) {
+    for (char **pattern = p->noise; name && *pattern; pattern++)
+        if (!fnmatch(*pattern, name, 0))
+            return true;
+    return false;
+}
+
+static int refuse(struct request *r, const struct export *ex, const char *name, int error) {
+    fsd_event event = describe(r, FSD_REFUSED, ex, name, NULL);
+    event.error = error;
+    atomic_fetch_add(&r->plane->refused, 1);
+    event_push(r->plane, &event);
+    return -error;
+}
+
+/* Whether a mutation has to wait: the export is armed, or its burst is over. */
+static bool has_to_wait(struct export *ex, long now) {
+    long mutated = atomic_load(&ex->mutated_ns);
+    if (atomic_load(&ex->armed))
+        return true;
+    if (now >= mutated && now - mutated < atomic_load(&ex->quiet_ns) && now < atomic_load(&ex->until_ns)) {
+        atomic_store(&ex->mutated_ns, now);
+        return false;
+    }
+    atomic_store(&ex->armed, true);
+    return true;
+}
+
+/* What comes before every mutation: 0 to go on, PARK when the request waits, EROFS. */
+int gate(struct request *r, struct node *node, const char *name, const char *other) {
+    struct export *ex = node->tree->export;
+    if (ex->flags & FSD_READ_ONLY)
+        return refuse(r, ex, name, EROFS);
+    if (!(ex->flags & FSD_GATED) || (is_noise(r->plane, name) && (!other || is_noise(r->plane, other))))
+        return 0;
+    if (r->passed_gate) {
+        atomic_store(&ex->mutated_ns, now_ns());
+        return 0;
+    }
+    if (!has_to_wait(ex, now_ns()))
+        return 0;
+    fsd_event event = describe(r, FSD_PARKED, ex, name, other);
+    return park(r, &event);
+}
+
+/* The same for a mutation of a node itself, known by the name it was last met under. */
+int gate_node(struct request *r, struct node *node) {
+    char name[LONGEST_NAME + 1];
+    node_name(r->plane, node, name);
+    return gate(r, node, name[0] ? name : NULL, NULL);
+}
+
+int fsd_arm(plane *p, uint32_t number) {
+    pthread_rwlock_rdlock(&p->exports_lock);
+    struct export *ex = export_find(p, number);
+    if (ex)
+        atomic_store(&ex->armed, true);
+    pthread_rwlock_unlock(&p->exports_lock);
+    return ex ? 0 : -ENOENT;
+}
+
+/* Let mutations pass until none came for quiet_ns, or until_ns (since the epoch) is reached. */
+int fsd_disarm(plane *p, uint32_t number, int64_t quiet_ns, int64_t until_ns) {
+    pthread_rwlock_rdlock(&p->exports_lock);
+    struct export *ex = export_find(p, number);
+    if (ex) {
+        atomic_store(&ex->quiet_ns, quiet_ns);
+        atomic_store(&ex->until_ns, until_ns);
+        atomic_store(&ex->mutated_ns, now_ns());
+        atomic_store(&ex->armed, false);
+    }
+    pthread_rwlock_unlock(&p->exports_lock);
+    return ex ? 0 : -ENOENT;
+}
+
+static struct parked *unpark_locked(struct plane *p, uint64_t ticket, uint64_t unique) {
+    for (struct parked **at = &p->parked; *at; at = &(*at)->next) {
+        struct parked *item = *at;
+        uint64_t its = ((struct fuse_in_header *)item->request)->unique;
+        if (!item->ready && (ticket ? item->ticket == ticket : its == unique)) {
+            *at = item->next;
+            return item;
+        }
+    }
+    return NULL;
+}
+
+static uint64_t unique_of(const struct parked *item) {
+    return ((const struct fuse_in_header *)item->request)->unique;
+}
+
+/* Answer a parked request: 0 lets it go on, a positive errno fails it. ENOENT: it was interrupted. */
+int fsd_resume(plane *p, uint64_t ticket, int error) {
+    pthread_mutex_lock(&p->park_lock);
+    struct parked *item = unpark_locked(p, ticket, 0);
+    if (item && !error) {
+        item->ready = true;
+        item->next = NULL;
+        struct parked **end = &p->runnable;
+        while (*end)
+            end = &(*end)->next;
+        *end = item;
+        pthread_cond_signal(&p->runnable_wake);
+    }
+    pthread_mutex_unlock(&p->park_lock);
+    if (!item)
+        return -ENOENT;
+    if (error) {
+        reply_error(p, unique_of(item), -error);
+        free(item);
+    }
+    return 0;
+}
+
+bool park_interrupt(struct plane *p, uint64_t unique) {
+    pthread_mutex_lock(&p->park_lock);
+    struct parked *item = unpark_locked(p, 0, unique);
+    pthread_mutex_unlock(&p->park_lock);
+    if (!item)
+        return false;
+    reply_error(p, unique, -EINTR);
+    free(item);
+    return true;
+}
+
+/* The thread that does what was parked. */
+void park_run_ready(struct worker *w) {
+    struct plane *p = w->plane;
+    pthread_mutex_lock(&p->park_lock);
+    while (!p->stopping) {
+        struct parked *item = p->runnable;
+        if (!item) {
+            pthread_cond_wait(&p->runnable_wake, &p->park_lock);
+            continue;
+        }
+        p->runnable = item->next;
+        pthread_mutex_unlock(&p->park_lock);
+        handle_request(w, item->request, item->length, true);
+        free(item);
+        pthread_mutex_lock(&p->park_lock);
+    }
+    pthread_mutex_unlock(&p->park_lock);
+}
+
+/* Start of a process in clock ticks (proc(5), field 22), which tells a reused pid apart. */
+static uint64_t started(uint32_t pid) {
+    char path[32], text[512];
+    snprintf(path, sizeof path, "/proc/%u/stat", pid);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t length = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+    unsigned long long ticks = 0;
+    if (fd >= 0)
+        close(fd);
+    text[length < 0 ? 0 : length] = 0;
+    char *end = strrchr(text, ')');
+    if (end)
+        sscanf(end + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu", &ticks);
+    return ticks;
+}
+
+/* Refuse removals in an owner's exports to a process from now on. */
+int fsd_deny(plane *p, uint32_t pid, uint64_t since, uint64_t owner) {
+    pthread_mutex_lock(&p->park_lock);
+    uint32_t count = atomic_load(&p->denied_count);
+    p->denied[count % DENIED_MAX] = (struct denied){pid, since, owner};
+    atomic_store(&p->denied_count, count + 1);
+    pthread_mutex_unlock(&p->park_lock);
+    return 0;
+}
+
+/* EPERM for a process that was denied removals below the owner of this node. */
+int refuse_removal(struct request *r, struct node *node, const char *name) {
+    struct plane *p = r->plane;
+    struct export *ex = node->tree->export;
+    uint32_t count = atomic_load(&p->denied_count);
+    bool found = false;
+    if (!count)
+        return 0;
+    pthread_mutex_lock(&p->park_lock);
+    uint64_t since = 0;
+    for (uint32_t i = 0; i < count && i < DENIED_MAX && !found; i++) {
+        found = p->denied[i].pid == r->in->pid && p->denied[i].owner == ex->owner;
+        since = p->denied[i].started;
+    }
+    pthread_mutex_unlock(&p->park_lock);
+    return found && started(r->in->pid) == since ? refuse(r, ex, name, EPERM) : 0;
+}
+
+/* `noise`: patterns of names whose changes count for nothing, one a line. */
+int park_init(struct plane *p, const char *noise) {
+    size_t lines = 1;
+    pthread_mutex_init(&p->park_lock, NULL);
+    pthread_cond_init(&p->runnable_wake, NULL);
+    for (const char *at = noise; *at; at++)
+        lines += *at == '\n';
+    p->noise = calloc(lines + 1, sizeof *p->noise);
+    p->noise_text = strdup(noise);
+    if (!p->noise || !p->noise_text)
+        return -ENOMEM;
+    char *rest = p->noise_text, *line;
+    size_t at = 0;
+    while ((line = strsep(&rest, "\n")))
+        if (*line)
+            p->noise[at++] = line;
+    return 0;
+}
+
+void park_free(struct plane *p) {
+    fsd_event event;
+    while (fsd_next_event(p, &event))
+        ;
+    for (struct parked *lists[] = {p->parked, p->runnable}, **list = lists; list < lists + 2; list++)
+        for (struct parked *item = *list, *next; item; item = next) {
+            next = item->next;
+            free(item);
+        }
+    free(p->noise);
+    free(p->noise_text);
+    pthread_cond_destroy(&p->runnable_wake);
+    pthread_mutex_destroy(&p->park_lock);
+}

@@ -1,0 +1,356 @@
+/* Inside the data plane: what its parts share. No function here is called with Python's GIL in mind. */
+#ifndef FSD_PLANE_H
+#define FSD_PLANE_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "face_c.h"
+#include "proto.h"
+
+#define OURS (1ULL << 62)
+#define INODE_BITS 40
+#define INODE_MASK ((1ULL << INODE_BITS) - 1)
+#define NUMBER_MAX (1u << 21)
+#define LONGEST_NAME 255
+#define DATA_MAX (1u << 20)
+#define BUFFER_SIZE (DATA_MAX + 8192)
+#define FOREVER (10ULL * 365 * 86400)
+#define SHARDS 64
+#define PATH_MAX_TEXT 4096
+
+/* What a handler returns instead of an answer's length or a negated errno. */
+#define NO_REPLY (-10001) /* the answer is on its way, or there is none */
+#define PARK (-10002)     /* the request waits for Python */
+
+struct handle {
+    uint32_t length; /* of what follows, as in struct file_handle */
+    int32_t type;
+    unsigned char bytes[128];
+};
+
+enum tree_kind { BY_BTRFS_HANDLE, BY_HANDLE, BY_NAME };
+
+/* A directory tree shown in the mount. */
+struct export {
+    struct export *next;
+    uint32_t number; /* of its root's tree */
+    uint32_t flags;
+    uint64_t owner;
+    uint64_t mount_id;
+    int root;    /* O_PATH, in a private copy of the mount where that is allowed */
+    bool cloned; /* nothing can be mounted below root */
+    bool live;
+    atomic_bool armed;
+    atomic_long quiet_ns, until_ns, mutated_ns;
+    atomic_long nodes;
+    struct tree *trees;
+    struct node *pinned_root;
+};
+
+/* One filesystem or btrfs subvolume in an export. */
+struct tree {
+    struct tree *next;
+    struct export *export;
+    uint32_t number;
+    enum tree_kind kind;
+    uint64_t device;
+    uint64_t subvolume;
+    struct handle root;
+};
+
+/* How an inode's data is open just now. */
+struct data_state {
+    uint32_t cached, passed;
+    int32_t backing;
+};
+
+struct node {
+    uint64_t id;
+    struct node *next;
+    struct tree *tree;
+    struct handle *handle; /* BY_HANDLE trees */
+    struct node *parent;   /* nodes that can only be reached by name */
+    char *name;
+    struct data_state *data;
+    uint64_t seen; /* digest of the state of the data the kernel may have cached */
+    uint64_t lookups;
+    uint32_t generation;
+    atomic_uint refs;
+    int slot;
+    int pin;
+    bool directory;
+    bool root;     /* of an export */
+    bool detached; /* no longer in the table */
+};
+
+struct shard {
+    pthread_mutex_t lock;
+    struct node **buckets;
+    size_t size, count;
+};
+
+struct slot {
+    int fd;
+    uint32_t users;
+    bool used;
+    struct node *node;
+    pthread_mutex_t reading;
+};
+
+/* A descriptor of a node for the length of a request; give it back with fd_release. */
+struct fdref {
+    int fd;
+    int slot; /* -1: close it; -2: not ours to close */
+};
+
+struct file {
+    struct node *node;
+    int fd;
+    uint32_t flags;
+    uint32_t generation;
+    atomic_uint refs;
+    bool passed, cached;
+};
+
+struct parked {
+    struct parked *next;
+    uint64_t ticket;
+    bool ready;
+    uint32_t length;
+    unsigned char request[];
+};
+
+struct event {
+    struct event *next;
+    fsd_event is;
+};
+
+struct pending {
+    struct pending *next;
+    uint64_t unique, nodeid;
+    uint32_t opcode;
+};
+
+struct queued {
+    struct queued *next;
+    size_t length;
+    unsigned char bytes[];
+};
+
+struct denied {
+    uint32_t pid;
+    uint64_t started, owner;
+};
+
+#define PENDING_BUCKETS 256
+#define DENIED_MAX 256
+#define PREFETCH_MAX 1024
+
+struct plane {
+    int device, socket, event_fd, stop_fd, pump_fd;
+    int threads, spin_max;
+    bool want_passthrough;
+    atomic_bool stopping;
+    atomic_bool ended;
+    atomic_bool passthrough;
+    char **noise;
+    uint32_t own_uid, own_gid;
+    bool privileged;
+    pthread_t *workers;
+    int started;
+    pthread_t pump;
+    bool pump_started;
+    struct shard shards[SHARDS];
+    pthread_rwlock_t exports_lock;
+    struct export *exports;
+    pthread_mutex_t slots_lock;
+    struct slot *slots;
+    int slot_count, slot_hand;
+    pthread_mutex_t files_lock;
+    struct file **files;
+    uint32_t file_count, file_hint, file_generation;
+    pthread_mutex_t park_lock;
+    pthread_cond_t runnable_wake;
+    struct parked *parked, *runnable;
+    char *noise_text;
+    struct event *events, *last_event;
+    uint32_t event_count;
+    uint64_t next_ticket;
+    struct denied denied[DENIED_MAX];
+    atomic_uint denied_count;
+    pthread_mutex_t pending_lock;
+    struct pending *pending[PENDING_BUCKETS];
+    pthread_mutex_t queue_lock;
+    struct queued *queue, *last_queued;
+    pthread_mutex_t notify_lock;
+    pthread_cond_t notify_wake;
+    struct queued *notices, *last_notice;
+    pthread_mutex_t prefetch_lock;
+    pthread_cond_t prefetch_wake;
+    uint64_t prefetch[PREFETCH_MAX];
+    uint32_t prefetch_head, prefetch_tail;
+    pthread_t *prefetchers;
+    int prefetcher_count;
+    atomic_int spinner;
+    uint32_t minor, kernel_minor, max_pages;
+    uint64_t offered;
+    atomic_ulong requests, forwarded, parked_total, refused, node_count, open_files, backings, pinned, polls,
+        spins, malformed, operations[64];
+};
+
+/* One request in hand. The answer is built in place after its header and written at once. */
+struct request {
+    struct plane *plane;
+    struct worker *worker;
+    struct fuse_in_header *in;
+    unsigned char *arg; /* what follows the header */
+    size_t length;      /* of arg, bytes */
+    unsigned char *out; /* room for an answer's payload, BUFFER_SIZE bytes less the header */
+    bool passed_gate;
+};
+
+struct worker {
+    struct plane *plane;
+    unsigned char *input, *output;
+    int epoll;
+    int spin;
+    uint32_t fs_uid, fs_gid, mask;
+    bool fsetid;
+    uint32_t effective[2], permitted[2], inheritable[2];
+};
+
+/* nodes.c */
+int nodes_init(struct plane *p);
+void nodes_free(struct plane *p);
+struct node *node_find(struct plane *p, uint64_t id);
+void node_put(struct plane *p, struct node *node);
+void node_hold(struct node *node);
+void node_forget(struct plane *p, uint64_t id, uint64_t lookups);
+struct node *node_enter(struct plane *p, struct tree *tree, uint64_t inode, const struct handle *handle,
+                        struct node *parent, const char *name, bool directory);
+void node_count(struct plane *p, struct node *node);
+void node_rename(struct plane *p, struct node *node, struct node *parent, const char *name);
+void node_name(struct plane *p, struct node *node, char *name);
+void node_pin(struct plane *p, struct node *node, int fd);
+uint64_t tree_id(const struct tree *tree, uint64_t inode);
+pthread_mutex_t *node_lock(struct plane *p, const struct node *node);
+
+/* fds.c */
+int fds_init(struct plane *p, int descriptors);
+void fds_free(struct plane *p);
+int fd_of(struct plane *p, struct node *node, struct fdref *ref);
+void fd_release(struct plane *p, struct fdref *ref);
+void fd_drop(struct plane *p, struct node *node);
+void fd_drop_export(struct plane *p, const struct export *ex);
+int node_open(struct plane *p, struct node *node, int flags);
+void magic_path(int fd, char path[32]);
+int open_beneath(const struct export *ex, int directory, const char *name);
+int handle_of(int directory, const char *name, int flags, struct handle *handle);
+int open_handle(int mount, const struct handle *handle, int flags);
+uint32_t handle_digest(const struct handle *handle);
+void slot_lock(struct plane *p, const struct fdref *ref);
+void slot_unlock(struct plane *p, const struct fdref *ref);
+
+/* exports.c */
+struct tree *tree_of(struct export *ex, const struct handle *root);
+void export_node_gone(struct plane *p, struct export *ex);
+struct export *export_find(struct plane *p, uint32_t number);
+void exports_free(struct plane *p);
+void tree_describe(struct tree *tree, const struct handle *root, const struct statx *info);
+void handle_from(const struct statx *info, struct handle *handle);
+
+/* lookup.c */
+struct child {
+    struct node *node; /* held */
+    struct statx info;
+};
+int child_of(struct request *r, struct node *parent, int directory, const char *name, struct child *child);
+int stat_fd(int fd, struct statx *info);
+struct node *child_known(struct request *r, struct node *parent, int directory, const char *name,
+                         struct statx *info);
+int enter_fd(struct request *r, struct node *parent, const char *name, int fd, struct child *child);
+void child_drop(struct request *r, struct child *child);
+
+/* reply.c */
+void put_attr(struct fuse_attr *attr, uint64_t id, const struct statx *info);
+void put_entry(const struct node *node, const struct statx *info, struct fuse_entry_out *entry);
+int reply_entry(struct request *r, struct child *child);
+int reply_attr(struct request *r, const struct node *node, const struct statx *info);
+void reply_send(struct plane *p, uint64_t unique, unsigned char *buffer, int result);
+void reply_error(struct plane *p, uint64_t unique, int error);
+const char *take_name(struct request *r, size_t offset);
+const char *take_text(struct request *r, size_t offset);
+const void *take(struct request *r, size_t size);
+const char *next_name(struct request *r, const char *name);
+
+/* creds.c */
+void creds_start(struct worker *w);
+int creds_act(struct worker *w, uint32_t uid, uint32_t gid, uint32_t mask);
+void creds_fsetid(struct worker *w, bool keep);
+
+/* park.c */
+int gate(struct request *r, struct node *node, const char *name, const char *other);
+int gate_node(struct request *r, struct node *node);
+int refuse_removal(struct request *r, struct node *node, const char *name);
+int park_for_number(struct request *r, struct export *ex, const struct handle *root);
+bool park_interrupt(struct plane *p, uint64_t unique);
+void event_push(struct plane *p, const fsd_event *event);
+void park_run_ready(struct worker *w);
+int park_init(struct plane *p, const char *noise);
+void park_free(struct plane *p);
+
+/* files.c */
+struct file *file_get(struct plane *p, uint64_t fh);
+void file_put(struct plane *p, struct file *file);
+void files_free(struct plane *p);
+int file_opened(struct request *r, struct node *node, int fd, uint32_t flags, const struct statx *info,
+                struct plane_open_out *out);
+
+/* loop.c */
+int dispatch(struct request *r);
+int loop_start(struct plane *p);
+void loop_stop(struct plane *p);
+void plane_ended(struct plane *p);
+void handle_request(struct worker *w, unsigned char *message, size_t length, bool passed_gate);
+
+/* forward.c */
+void forward(struct plane *p, const void *message, size_t length);
+bool forward_pending(struct plane *p, uint64_t unique);
+void forward_free(struct plane *p);
+void *pump_main(void *argument);
+
+/* notify.c */
+void notify_init(struct plane *p);
+void notify_wake(struct plane *p);
+void notify_free(struct plane *p);
+bool notify_later(struct plane *p, const void *message, size_t length);
+void notify_inval_entry(struct plane *p, uint64_t parent, const char *name);
+void notify_inval_inode(struct plane *p, uint64_t id);
+void *notifier_main(void *argument);
+
+/* prefetch.c */
+int prefetch_start(struct plane *p, int count);
+void prefetch_stop(struct plane *p);
+void prefetch_add(struct plane *p, uint64_t id);
+
+/* Handlers: each answers one opcode with the length of its payload or a negated errno. */
+typedef int handler(struct request *r);
+handler do_lookup, do_getattr, do_setattr, do_readlink, do_symlink, do_mknod, do_mkdir, do_unlink, do_rmdir,
+    do_rename, do_rename2, do_link, do_open, do_read, do_write, do_statfs, do_release, do_fsync, do_setxattr,
+    do_getxattr, do_listxattr, do_removexattr, do_flush, do_opendir, do_readdir, do_readdirplus, do_releasedir,
+    do_fsyncdir, do_create, do_tmpfile, do_fallocate, do_lseek, do_copy_file_range, do_ioctl, do_poll, do_syncfs;
+
+#endif

@@ -1,0 +1,333 @@
+"""The Python face of the data plane.
+
+The plane reads ``/dev/fuse``. Requests on nodes with bit 62 set (:data:`OURS`) are its own; all others
+it hands to pyfuse3 through a socket pair, as if that were the device. Python exports directories, and
+is told through a descriptor (:attr:`Plane.events_fd`) of what waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import errno
+import os
+import resource
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fsd.plane import _plane
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+OURS = 1 << 62
+"""Set in every node id of an exported tree."""
+INODE_BITS = 40
+NUMBER_MAX = 1 << 21
+THREADS = 4
+SPIN = 400
+"""How often a thread asks for the next request before it sleeps; a try takes 0.2 µs."""
+SLOTS_MAX = 4096
+
+OPERATIONS = {
+    4: "setattr",
+    6: "symlink",
+    8: "mknod",
+    9: "mkdir",
+    10: "unlink",
+    11: "rmdir",
+    12: "rename",
+    13: "link",
+    14: "open",
+    21: "setxattr",
+    24: "removexattr",
+    35: "create",
+    39: "ioctl",
+    43: "fallocate",
+    45: "rename",
+    51: "create",
+}
+
+
+class Kind(enum.IntEnum):
+    """What an event is about."""
+
+    PARKED = 1
+    """A mutation waits for :meth:`Plane.resume`."""
+    REFUSED = 2
+    """A mutation was refused with ``error``."""
+    NUMBER = 3
+    """A request met a nested subvolume that has no number yet, and waits."""
+    ENDED = 4
+    """The mount is gone."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something Python is told. ``number`` is the export's, ``names`` the entries touched."""
+
+    kind: Kind
+    ticket: int
+    nodeid: int
+    number: int
+    operation: str
+    names: tuple[bytes, ...]
+    pid: int
+    uid: int
+    gid: int
+    error: int
+    handle: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """A directory that is shown: its number and the node id of its root."""
+
+    number: int
+    node: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """Figures since the start, and what is held now."""
+
+    requests: int
+    forwarded: int
+    parked: int
+    refused: int
+    nodes: int
+    files: int
+    exports: int
+    descriptors: int
+    backings: int
+    pinned: int
+    polls: int
+    spins: int
+    malformed: int
+    passthrough: bool
+    ended: bool
+    threads: int
+    minor: int
+    operations: dict[int, int]
+    """How often each opcode of the FUSE protocol was asked for."""
+
+
+_FIGURES = tuple(name for name, kind in Stats.__annotations__.items() if kind == "int")
+
+
+def number_of(node: int) -> int:
+    """The number of the tree a node id belongs to."""
+    return node >> INODE_BITS & NUMBER_MAX - 1
+
+
+class Plane:
+    """One running data plane. Methods may be called from any thread and do not block for long.
+
+    Args:
+        device: a FUSE device descriptor that is, or is about to be, mounted; it is taken over.
+        passthrough: let the kernel read and write real files itself where it can.
+        noise: shell patterns of names whose changes pass gates unnoticed.
+        descriptors: how many directories may be kept open.
+    """
+
+    def __init__(
+        self,
+        device: int,
+        *,
+        passthrough: bool = True,
+        noise: Sequence[str] = (),
+        threads: int = THREADS,
+        spin: int = SPIN,
+        prefetch: int = 0,
+        descriptors: int | None = None,
+    ) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (ours, theirs):
+            end.setblocking(True)
+            _enlarge(end)
+        self._ours, self._theirs = ours, theirs
+        self._device = device
+        noise_text = _plane.ffi.new("char[]", "\n".join(noise).encode())
+        settings = _plane.ffi.new("fsd_settings *")
+        settings.device, settings.socket = device, ours.fileno()
+        settings.threads, settings.spin, settings.prefetch = threads, spin, prefetch
+        settings.descriptors = _default_slots() if descriptors is None else descriptors
+        settings.passthrough = passthrough
+        settings.noise = noise_text
+        self._c = _plane.lib.fsd_start(settings)
+        if not self._c:
+            number = _plane.ffi.errno
+            self._close()
+            raise OSError(number, f"the data plane did not start: {os.strerror(number)}")
+        self._event = _plane.ffi.new("fsd_event *")
+
+    def hand_over(self) -> str:
+        """The mount point to give to pyfuse3: its end of the socket pair, which it will close."""
+        return f"/dev/fd/{self._theirs.detach()}"
+
+    @property
+    def events_fd(self) -> int:
+        """Readable while :meth:`events` may have something."""
+        number: int = _plane.lib.fsd_event_fd(self._c)
+        return number
+
+    def export(
+        self,
+        path: Path,
+        number: int,
+        *,
+        read_only: bool,
+        frozen: bool = False,
+        gated: bool = False,
+        by_name: bool = False,
+        owner: int = 0,
+    ) -> Export:
+        """Show the directory ``path`` under a number; showing it again changes its flags.
+
+        Args:
+            frozen: nobody changes it any more, so the kernel may cache all of it for good.
+            gated: mutations wait while it is armed, which it is from the start.
+            by_name: reopen nodes by name, as without the privilege to use file handles.
+            owner: whose removals :meth:`deny` can forbid.
+
+        Raises:
+            OSError: the directory cannot be opened, or the number is out of range.
+        """
+        flags = read_only | frozen << 1 | by_name << 2 | gated << 3
+        node = _plane.lib.fsd_export(self._c, os.fsencode(path), number, flags, owner, 0)
+        if node < 0:
+            raise OSError(-node, os.strerror(-node), str(path))
+        return Export(number=number, node=node)
+
+    def unexport(self, number: int) -> None:
+        """Show it no more. Nodes the kernel holds go on working as long as their inodes exist."""
+        _plane.lib.fsd_unexport(self._c, number)
+
+    def arm(self, number: int) -> None:
+        """Make the next mutation of an export wait."""
+        _plane.lib.fsd_arm(self._c, number)
+
+    def disarm(self, number: int, *, quiet: float, until: float) -> None:
+        """Let mutations pass until none came for ``quiet`` seconds, or until a time (since the epoch)."""
+        _plane.lib.fsd_disarm(self._c, number, _ns(quiet), _ns(until))
+
+    def events(self) -> Iterator[Event]:
+        """What happened since the last call, oldest first."""
+        with contextlib.suppress(BlockingIOError):
+            os.read(self.events_fd, 8)
+        while _plane.lib.fsd_next_event(self._c, self._event):
+            yield _event(self._event)
+
+    def resume(self, ticket: int, error: int = 0) -> None:
+        """Let a parked request go on, or fail it with an errno."""
+        _plane.lib.fsd_resume(self._c, ticket, error)
+
+    def give_number(self, export: int, handle: bytes, number: int) -> None:
+        """Tell the number of a nested subvolume; the request that asked still has to be resumed."""
+        _plane.lib.fsd_number(self._c, export, handle, len(handle), number)
+
+    def deny(self, pid: int, started: int, owner: int) -> None:
+        """Refuse removals in an owner's exports to a process, known by pid and start time (clock ticks)."""
+        _plane.lib.fsd_deny(self._c, pid, started, owner)
+
+    def invalidate_entry(self, parent: int, name: bytes) -> None:
+        """Make the kernel look a name up again."""
+        _plane.lib.fsd_invalidate_entry(self._c, parent, name)
+
+    def stats(self) -> Stats:
+        """Figures of now."""
+        found = _plane.ffi.new("fsd_stats *")
+        _plane.lib.fsd_stats_read(self._c, found)
+        values = {name: int(getattr(found, name)) for name in _FIGURES}
+        operations = {code: int(n) for code, n in enumerate(found.operations) if n}
+        return Stats(
+            operations=operations, **values, passthrough=bool(found.passthrough), ended=bool(found.ended)
+        )
+
+    def describe(self) -> str:
+        """One line on how data gets in and out, and what is held."""
+        now = self.stats()
+        how = "passthrough" if now.passthrough else "reads and writes by request (no passthrough)"
+        return f"{how}, {now.nodes} nodes, {now.files} open files, {now.requests} requests"
+
+    def stop(self) -> None:
+        """End all threads, let go of everything and close the device. Idempotent."""
+        if self._c:
+            _plane.lib.fsd_stop(self._c)
+            self._c = _plane.ffi.NULL
+            self._close()
+
+    def _close(self) -> None:
+        os.close(self._device)
+        self._ours.close()
+        self._theirs.close()
+
+
+def _enlarge(end: socket.socket) -> None:
+    """Room for a few whole requests: with privilege as much as wanted, else what the system allows."""
+    force = 32  # SO_SNDBUFFORCE, socket(7)
+    try:
+        end.setsockopt(socket.SOL_SOCKET, force, 4 << 20)
+    except PermissionError:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
+
+
+def _event(found: object) -> Event:
+    names = [_plane.ffi.string(found.name[at]) for at in range(found.names)]  # type: ignore[attr-defined]
+    return Event(
+        kind=Kind(found.kind),  # type: ignore[attr-defined]
+        ticket=found.ticket,  # type: ignore[attr-defined]
+        nodeid=found.nodeid,  # type: ignore[attr-defined]
+        number=found.number,  # type: ignore[attr-defined]
+        operation=OPERATIONS.get(found.opcode, str(found.opcode)),  # type: ignore[attr-defined]
+        names=tuple(names),
+        pid=found.pid,  # type: ignore[attr-defined]
+        uid=found.uid,  # type: ignore[attr-defined]
+        gid=found.gid,  # type: ignore[attr-defined]
+        error=found.error,  # type: ignore[attr-defined]
+        handle=bytes(_plane.ffi.buffer(found.handle, found.handle_length)),  # type: ignore[attr-defined]
+    )
+
+
+def _ns(seconds: float) -> int:
+    return int(min(seconds * 1e9, 2.0**62))
+
+
+def _default_slots() -> int:
+    """A quarter of the descriptors the process may have; open files need the others."""
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return SLOTS_MAX if soft == resource.RLIM_INFINITY else max(16, min(SLOTS_MAX, soft // 4))
+
+
+# -- mounting --------------------------------------------------------------------------------------
+
+
+def mount(mountpoint: Path, *, source: str = "fsd", subtype: str = "fsd", allow_other: bool = False) -> int:
+    """Mount a FUSE filesystem without anything that serves it yet; the device descriptor.
+
+    With privilege by mount(2), else through the set-user-ID helper fusermount3.
+
+    Raises:
+        OSError: the mount was refused.
+    """
+    from fsd.plane import mounting
+
+    if os.geteuid() == 0:
+        with contextlib.suppress(PermissionError):
+            return mounting.direct(mountpoint, source, subtype, allow_other)
+    options = [f"fsname={source}", f"subtype={subtype}", "default_permissions", "nosuid", "nodev", "noatime"]
+    return mounting.through_helper(mountpoint, options + ["allow_other"] * allow_other)
+
+
+def unmount(mountpoint: Path) -> None:
+    """Detach a mount; requests under way fail. One that is gone already is fine."""
+    from fsd.plane import mounting
+
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            mounting.detach(mountpoint)
+        except OSError as exc:
+            if exc.errno not in (errno.EINVAL, errno.ENOENT):
+                raise
