@@ -97,6 +97,8 @@ static long linux_mount(const char *source, const char *target, const char *type
 
 static long linux_umount(const char *target, int flags) { RESULT(umount2(target, flags)); }
 
+static long linux_syncfs(int fd) { RESULT(syncfs(fd)); }
+
 static long linux_open_tree(int dirfd, const char *path, unsigned flags)
 {
     RESULT(syscall(SYS_open_tree, dirfd, path, flags | O_CLOEXEC));
@@ -226,6 +228,7 @@ static long linux_is_mount_root(int dirfd, const char *path);
 static long linux_mount(const char *source, const char *target, const char *type, unsigned long flags,
                         const char *data);
 static long linux_umount(const char *target, int flags);
+static long linux_syncfs(int fd);
 static long linux_open_tree(int dirfd, const char *path, unsigned flags);
 static long linux_move_mount(int tree_fd, const char *target);
 static long linux_mount_setattr(int fd, unsigned flags, uint64_t set, uint64_t clear, uint64_t userns_fd);

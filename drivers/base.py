@@ -258,6 +258,12 @@ class Driver(ABC):
     ) -> None:
         """Make a layer with the content of ``template``, owners shifted to ``creation.mappings``."""
 
+    def settle(self, layer_id: str) -> None:
+        """Wait until a layer just made is on the disk, name and content: only then may a record name it."""
+        from drivers.syscalls import sync_filesystem
+
+        sync_filesystem(self.path_of(layer_id))
+
     @abstractmethod
     def remove(self, layer_id: str) -> None:
         """Delete a layer and everything in it; ``LayerUnknown``, ``LayerMounted``."""

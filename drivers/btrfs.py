@@ -85,6 +85,8 @@ class BtrfsDriver(BtrfsChanges, Driver):
         self._views = MappedViews(home / "fsd" / "mapped")
         self._views.sweep()
         self._snapshots = BtrfsSnapshots(self)
+        self._uncommitted: set[str] = set()
+        """Layers made or altered by us of which the disk need not know yet."""
 
     # -- directories -------------------------------------------------------------------------------
 
@@ -163,7 +165,7 @@ class BtrfsDriver(BtrfsChanges, Driver):
         if template_mappings is None or template_mappings == creation.mappings:
             return
         try:
-            update_id_map(self.path_of(layer_id), template_mappings, creation.mappings)
+            self.update_id_map(layer_id, template_mappings, creation.mappings)
         except BaseException:
             self._discard(layer_id)
             raise
@@ -177,6 +179,8 @@ class BtrfsDriver(BtrfsChanges, Driver):
     def _create(self, layer_id: str, source: Path | None, creation: Creation, size: int) -> None:
         path = self.path_of(layer_id)
         self._make_subvolume(path, source)
+        if source is None or size or creation.mount_label:  # a mere snapshot is committed when it is made
+            self._uncommitted.add(layer_id)
         try:
             if source is None:
                 os.chmod(path, 0o555)
@@ -215,7 +219,14 @@ class BtrfsDriver(BtrfsChanges, Driver):
     def _discard(self, layer_id: str) -> None:
         """Remove what a failed creation made, so that its own error is the one that is seen."""
         destroy_tree(self.subvolumes / layer_id)
+        self._uncommitted.discard(layer_id)
         self.quotas.forget(layer_id)
+
+    def settle(self, layer_id: str) -> None:
+        """Commit, unless the layer is a snapshot as the kernel made it: that is on the disk already."""
+        if layer_id in self._uncommitted:
+            btrfs_ioctl.sync(self.subvolumes)
+            self._uncommitted.discard(layer_id)
 
     def remove(self, layer_id: str) -> None:
         """Destroy the layer's subvolume, those nested in it, and then its qgroup.
@@ -230,6 +241,7 @@ class BtrfsDriver(BtrfsChanges, Driver):
             raise LayerUnknown(f"layer {layer_id} has no subvolume at {path}") from None
         self.quotas.forget(layer_id)
         self.usage.forget(layer_id)
+        self._uncommitted.discard(layer_id)
 
     # -- using -------------------------------------------------------------------------------------
 
@@ -345,6 +357,7 @@ class BtrfsDriver(BtrfsChanges, Driver):
 
     def update_id_map(self, layer_id: str, old: IDMappings, new: IDMappings) -> None:
         """Rewrite every owner in the layer, keeping set-ID bits, capabilities and ACLs."""
+        self._uncommitted.add(layer_id)
         update_id_map(self.present(layer_id), old, new)
 
     def supports_shifting(self) -> bool:

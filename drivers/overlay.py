@@ -198,9 +198,6 @@ class OverlayDriver(NaiveDiff, Driver):
             except BaseException:
                 (self.home / LINKS / link).unlink()
                 raise
-        # A record that says the layer exists is synced soon; the layer must not be the one to go missing.
-        with directory(self.home) as home:
-            os.fsync(home)
 
     def _build(self, made: Path, link: str, below: LayerPlace | None, creation: Creation) -> None:
         for name in (made, made / "diff", made / "work", made / "merged"):

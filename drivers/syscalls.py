@@ -69,6 +69,15 @@ def is_mount_root(path: AnyPath, dirfd: int = AT_FDCWD) -> bool:
     return bool(_checked(lib.linux_is_mount_root(dirfd, os.fsencode(path)), path))
 
 
+def sync_filesystem(path: AnyPath) -> None:
+    """Wait until everything written to the filesystem of ``path`` is on the disk (syncfs(2))."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _checked(lib.linux_syncfs(fd), path)
+    finally:
+        os.close(fd)
+
+
 def mount(
     source: AnyPath, target: AnyPath, fstype: str | None = None, flags: int = 0, options: str | None = None
 ) -> None:

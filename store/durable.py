@@ -99,13 +99,6 @@ def remove_tree(path: Path) -> None:
 
 def sync_filesystem(path: Path) -> None:
     """Wait until everything written to the filesystem of ``path`` is on the disk (syncfs(2))."""
-    import ctypes  # a slow import, needed by the rare writer of whole trees only
+    from drivers import syscalls  # a slow import, needed by the rare writer of whole trees only
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        if libc.syncfs(fd) != 0:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), str(path))
-    finally:
-        os.close(fd)
+    syscalls.sync_filesystem(path)

@@ -266,6 +266,7 @@ def _copy(
         )
     else:
         store.driver.create_read_write(new, source.parent or None, creation)
+    store.driver.settle(new)
 
 
 def _undo(store: Store, tables: Transaction, new: str, old: Layer) -> None:

@@ -70,7 +70,9 @@ class Growth(Queries):
         writeable: bool,
         options: LayerOptions,
     ) -> Layer:
-        """Make a layer's tree; ``undo`` then holds its removal. The record is not added yet.
+        """Make a layer's tree and wait until it is on the disk; ``undo`` then holds its removal.
+
+        The record is not added yet.
 
         Raises:
             DuplicateID, DuplicateName, LayerUnknown (the template), OSError
@@ -92,7 +94,9 @@ class Growth(Queries):
             self._replace_orphan(layer.id)
             return self.grow_layer(draft, undo, layer, base, mappings, writeable, options)
         undo.callback(self.driver.remove, layer.id)
-        return self.adjust_owners(layer, None if options.template else base, mappings)
+        layer = self.adjust_owners(layer, None if options.template else base, mappings)
+        self.driver.settle(layer.id)
+        return layer
 
     def adjust_owners(self, layer: Layer, base: Layer | None, mappings: IDMappings) -> Layer:
         """Rewrite the owners a tree has from ``base`` for ``mappings``; gives the record with these."""

@@ -106,6 +106,7 @@ def _exchange(store: Store, tx: Transaction, layer: Layer, staged: Layer) -> Lay
     try:
         store.driver.remove(layer.id)
         store.driver.create_from_template(layer.id, staged.id, parent, creation, layer.mappings)
+        store.driver.settle(layer.id)
         os.rename(store.tar_split_path(staged.id), store.tar_split_path(layer.id))
         tx.layers.put(filled)
         tx.layers.flush()

@@ -145,6 +145,7 @@ class Staging(Growth):
                     raise
                 self.driver.remove(layer.id)  # no record names it: a killed creation left it
             else:
+                self.driver.settle(layer.id)
                 return
 
     def _remove_tree(self, layer_id: str) -> None:

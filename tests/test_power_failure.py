@@ -1,0 +1,184 @@
+"""What the disk holds if the power fails: every completed operation, and nothing half made.
+
+The store lives on a filesystem in a file. Whenever an operation has returned, the file is copied as it is,
+without unmounting or syncing: it has what the filesystem has sent to its disk so far, and nothing of what
+is still in memory. Such a copy is then mounted (the journal is replayed), and the store opened there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import os
+import stat
+import subprocess
+import tarfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from drivers.idmap import IDMap
+from store.check import CheckOptions, Kind
+from store.config import StoreOptions
+from store.store import BigData, ContainerOptions, ImageOptions, LayerOptions, Store
+from tests.support import loops
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+MKFS = {"btrfs": ("mkfs.btrfs", "-q"), "ext4": ("mkfs.ext4", "-q")}
+SIZE = 320 << 20
+UNSEEN = (Kind.UNACCOUNTED_LAYER, Kind.LEFTOVER)
+"""Content without a record."""
+SCALED = (IDMap(0, 100000, 65536),)
+_numbers = itertools.count()
+
+
+def archive(*names: str) -> io.BytesIO:
+    """A layer archive of a few small files, one of several blocks, and a link."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        for number, name in enumerate(names):
+            entry = tarfile.TarInfo(f"dir/{name}")
+            entry.size, entry.uid, entry.mode = 5000 * (number + 1), 7, 0o640
+            tar.addfile(entry, io.BytesIO(os.urandom(entry.size)))
+        entry = tarfile.TarInfo(f"link to {names[0]}")
+        entry.type, entry.linkname = tarfile.SYMTYPE, f"dir/{names[0]}"
+        tar.addfile(entry)
+    return io.BytesIO(made.getvalue())
+
+
+def steps(store: Store) -> Iterator[str]:
+    """Operations one by one; each is complete when its name is given."""
+    store.put_layer(archive("etc", "usr"), names=["base"])
+    yield "put_layer"
+    store.put_layer(archive("more"), parent="base", names=["top"])
+    yield "put_layer over another"
+    store.create_layer(names=["empty"])
+    yield "create_layer without parent"
+    store.create_layer(names=["child"], parent="base")
+    yield "create_layer with a parent"
+    store.create_layer(names=["copy"], parent="base", options=LayerOptions(template="top"))
+    yield "create_layer from a template"
+    store.apply_diff("child", archive("applied"))
+    yield "apply_diff"
+    store.create_image(names=["img"], layer="top", options=ImageOptions(big_data=[("manifest", b"{}")]))
+    yield "create_image"
+    store.create_container(
+        names=["web"], image="img", options=ContainerOptions(big_data=[BigData("key", b"value")])
+    )
+    yield "create_container"
+    store.create_container(names=["bare"])
+    yield "create_container without an image"
+    store.create_container(
+        names=["mapped"], image="img", options=ContainerOptions(uidmap=SCALED, gidmap=SCALED)
+    )
+    yield "create_container with mappings"
+    store.set_container_directory_file("web", "sub/file", b"private")
+    store.set_image_big_data("img", "later", b"x" * 9000)
+    store.set_layer_big_data("base", "data", b"y" * 9000)
+    yield "big data and private files"
+    store.add_names("img", ["other"])
+    store.set_metadata("web", "about")
+    yield "names and metadata"
+    store.delete_container("web")
+    store.delete_layer("copy")
+    yield "removals"
+    store.delete_container("mapped")
+    store.delete_container("bare")
+    store.delete_image("img")
+    yield "removal of an image"
+
+
+def contents(store: Store) -> dict[str, object]:
+    """Everything a user can see of a store."""
+    layers, images, containers = store.multi_list()
+    seen: dict[str, object] = {record.id: record for record in (*layers, *images, *containers)}
+    for layer in layers:
+        with store.driver.mounted(layer.id) as root:
+            seen[f"{layer.id} tree"] = tree(root)
+        for key in layer.big_data_names:
+            seen[f"{layer.id} {key}"] = store.layer_big_data(layer.id, key)
+    for image in images:
+        for key in image.big_data_names:
+            seen[f"{image.id} {key}"] = store.image_big_data(image.id, key)
+    for container in containers:
+        for key in container.big_data_names:
+            seen[f"{container.id} {key}"] = store.container_big_data(container.id, key)
+        private = store.table_directory("containers") / container.id
+        seen[f"{container.id} private"] = tree(private) if private.exists() else []
+    return seen
+
+
+def tree(root: Path) -> list[tuple[object, ...]]:
+    """Names, types, modes, owners and content below a directory, itself included."""
+    found = []
+    for top, _, files in os.walk(root):
+        for path in (Path(top), *(Path(top, name) for name in files)):
+            st = path.lstat()
+            data = hashlib.sha256(path.read_bytes()).hexdigest() if stat.S_ISREG(st.st_mode) else ""
+            found.append((str(path.relative_to(root)), st.st_mode, st.st_uid, st.st_gid, data))
+    return sorted(found)
+
+
+@contextmanager
+def mounted_copy(image: Path) -> Iterator[Path]:
+    """A copy of the filesystem's file, mounted."""
+    point = image.with_suffix("")
+    point.mkdir()
+    subprocess.run(["btrfs", "device", "scan", "--forget"], check=False, capture_output=True)
+    loops.run("mount", "-o", "loop,noatime", image, point)
+    try:
+        yield point
+    finally:
+        loops.unmount_below(point)
+        point.rmdir()
+        image.unlink()
+
+
+def opened(home: Path, driver: str) -> Store:
+    return Store(
+        StoreOptions(graphroot=str(home / "g"), runroot=str(home / "r"), driver=driver, lock_timeout=10)
+    )
+
+
+@pytest.mark.parametrize(
+    ("driver", "filesystem"),
+    [("btrfs", "btrfs"), ("vfs", "btrfs"), ("vfs", "ext4"), ("overlay", "ext4"), ("overlay", "btrfs")],
+)
+def test_disk_at_power_failure_has_every_completed_operation(
+    run_dir: Path, driver: str, filesystem: str, require: Callable[[str], None]
+) -> None:
+    require("overlay" if driver == "overlay" else "btrfs")
+    copies: list[tuple[str, Path, dict[str, object]]] = []
+    name = f"power{next(_numbers)}"
+    with loops.loop_mount(run_dir, name, mkfs=MKFS[filesystem], size=SIZE, options="noatime") as point:
+        store = opened(point, driver)
+        for number, step in enumerate(steps(store)):
+            copy = run_dir / f"{name}.{filesystem}.{number}.img"
+            loops.run("cp", "--sparse=always", "--reflink=auto", run_dir / f"{name}.img", copy)
+            copies.append((step, copy, contents(store)))
+        store.shutdown(force=True)
+    lost = []
+    for step, copy, expected in copies:
+        with mounted_copy(copy) as home:
+            survivor = opened(home, driver)
+            lost += [f"after {step}: {text}" for text in differences(survivor, expected)]
+            survivor.shutdown(force=True)
+    assert not lost, "\n".join(lost)
+
+
+def differences(store: Store, expected: dict[str, object]) -> list[str]:
+    """What a store does not have, or has wrong; content without a record is allowed, nobody sees it."""
+    found = [str(p) for p in store.check(CheckOptions(digests=True)) if p.kind not in UNSEEN]
+    try:
+        actual = contents(store)
+    except Exception as error:  # whatever is wrong, it belongs into the list
+        return [*found, repr(error)]
+    for key in expected.keys() | actual.keys():
+        if actual.get(key) != expected.get(key):
+            found.append(f"{key} is {actual.get(key)!r:.400}, not {expected.get(key)!r:.400}")
+    return found
