@@ -64,6 +64,14 @@ class Stream(Content, ABC):
     async def next_bytes(self, size: int) -> bytes:
         """Up to ``size`` bytes more, at least one; empty when nothing will ever follow."""
 
+    @abstractmethod
+    def ready(self, notify: Callable[[], None] | None) -> bool:
+        """Whether a read would give something now.
+
+        ``notify`` is called whenever there is more, until the file is closed or another one is given: who
+        waits for edges (EPOLLET) does not ask again before each.
+        """
+
 
 class Opened(Content):
     """A virtual file's own stream; what it needs meanwhile (a mount, a copy) goes with it."""

@@ -1,7 +1,8 @@
 """``control/events``: what happens to the store's objects, by whomever, as one JSON object a line.
 
 Events come from comparing two readings of the tables, so that what podman does shows too, and from what the
-mount itself does. A reader gets what happens after it opened the file, and waits for the next.
+mount itself does. A reader gets what happens after it opened the file, and waits for the next: in ``read``,
+or in ``poll``, ``select`` and ``epoll``. Any number of readers may.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,7 @@ from fsd.live import TABLES
 from fsd.nodes import Attributes, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from fsd.live import Now
     from fsd.nodes import Node
@@ -40,7 +42,13 @@ class Events:
         self._lock = threading.Lock()
         self._token: trio.lowlevel.TrioToken | None = None
         self._news = trio.Event()
+        self._polled: dict[EventStream, Callable[[], None]] = {}
         self.closed = False
+
+    def attend(self) -> int:
+        """Number of the newest event, for a reader that begins now; runs in the event loop."""
+        self._token = trio.lowlevel.current_trio_token()
+        return self._last
 
     def emit(self, table: str, action: str, id_: str, names: tuple[str, ...] = (), **more: Any) -> None:
         """Tell all readers that ``action`` was done to an object."""
@@ -59,11 +67,6 @@ class Events:
         self.closed = True
         self._wake()
 
-    @property
-    def last(self) -> int:
-        """Number of the newest event."""
-        return self._last
-
     def after(self, number: int) -> tuple[int, bytes]:
         """The events after that one, and the number of the newest among them."""
         with self._lock:
@@ -76,13 +79,22 @@ class Events:
 
     async def wait(self) -> None:
         """Return when something was emitted, or perhaps a little earlier."""
-        if self._token is None:
-            self._token = trio.lowlevel.current_trio_token()
         await self._news.wait()
+
+    def call(self, reader: EventStream, notify: Callable[[], None]) -> None:
+        """Call ``notify`` at every event from now on, instead of what was called for that reader before."""
+        self._polled[reader] = notify
+
+    def leave(self, reader: EventStream) -> None:
+        """Call nothing for that reader any more."""
+        self._polled.pop(reader, None)
 
     def _wake(self) -> None:
         self._news.set()
         self._news = trio.Event()
+        for notify in self._polled.values():
+            with suppress(OSError):  # the reader may be gone
+                notify()
 
     def compare(self, before: Now, now: Now) -> None:
         """Emit what two readings of the tables differ in."""
@@ -110,17 +122,30 @@ class EventStream(Stream):
 
     def __init__(self, events: Events) -> None:
         self._events = events
-        self._seen = events.last
+        self._seen = events.attend()
         self._rest = b""
 
     async def next_bytes(self, size: int) -> bytes:
         """The next events, as soon as there are any; empty when the mount ends."""
-        while not self._rest and not self._events.closed:
-            self._seen, self._rest = self._events.after(self._seen)
-            if not self._rest:
-                await self._events.wait()
+        while not self._fetch():
+            await self._events.wait()
         data, self._rest = self._rest[:size], self._rest[size:]
         return data
+
+    def ready(self, notify: Callable[[], None] | None) -> bool:
+        """Whether there are events it has not given yet, or there will be no more."""
+        if notify is not None:
+            self._events.call(self, notify)
+        return self._fetch()
+
+    def close(self) -> None:
+        """Nobody waits for this reader any more."""
+        self._events.leave(self)
+
+    def _fetch(self) -> bool:
+        if not self._rest:
+            self._seen, self._rest = self._events.after(self._seen)
+        return bool(self._rest) or self._events.closed
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import itertools
 import os
+import select
 import stat
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -30,7 +31,7 @@ from fsd.tree import root
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pyfuse3 import EntryAttributes, RequestContext
+    from pyfuse3 import EntryAttributes, PollHandle, RequestContext
 
     from fsd.contents import Content, Sink
     from fsd.nodes import Attributes, Node
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 SIGNAL_SECONDS = 0.3
 """How often the readers of a stream are looked at."""
+READY = select.POLLIN | select.POLLOUT
 _TRUNCATE_ONLY = ("update_mode", "update_uid", "update_gid")
 
 
@@ -287,6 +289,15 @@ class Operations(pyfuse3.Operations):
         if content.blocking:
             return cast("bytes", await self._work(content.read_at, off, size))
         return content.read_at(off, size)
+
+    async def poll(
+        self, inode: InodeT, fh: FileHandleT, poll_handle: PollHandle | None, ctx: RequestContext
+    ) -> int:
+        """Whether a read would wait; everything but a stream is always ready, as a regular file is."""
+        content = cast("Opened", self._handles[fh]).content
+        if not isinstance(content, Stream):
+            return READY
+        return select.POLLIN if content.ready(poll_handle.notify if poll_handle else None) else 0
 
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         """One whole value: checked now, done when the file is flushed. A sink takes the bytes."""
