@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from fsd.plane import Event, Plane
+    from fsd.plane import Event, Mode, Plane
 
     Gate = Callable[[bytes | None], Awaitable[None]]
 
@@ -134,6 +134,10 @@ class Exports:
         """The view a node id belongs to; ``None`` for one that is not known."""
         shown = self._by_number.get(number_of(node)) if node & OURS else None
         return shown.view if shown else None
+
+    def modes(self) -> dict[str, Mode]:
+        """How the nodes of each view shown are reopened, by key."""
+        return {key: self.plane.mode(shown.number) for key, shown in self._by_key.items()}
 
     def arm(self, owner: int) -> None:
         """Make every gated view of an owner ask again before its next mutation."""

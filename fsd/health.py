@@ -79,6 +79,19 @@ def _space(site: Site) -> Iterator[Finding]:
     )
 
 
+def _data_plane(site: Site) -> Iterator[Finding]:
+    if site.plane is None:
+        return
+    now = site.plane.stats()
+    yield Finding(
+        subject="passthrough",
+        ok=True,
+        text="on"
+        if now.passthrough
+        else "off, data is read and written by request (Linux 6.9 and root have it)",
+    )
+
+
 def _placement(site: Site) -> Iterator[Finding]:
     shared = os.stat(site.store.graphroot).st_dev == os.stat("/").st_dev
     yield Finding(
@@ -139,6 +152,7 @@ def _errors(site: Site) -> Iterator[Finding]:
 
 _CHECKS: tuple[Callable[[Site], Iterator[Finding]], ...] = (
     _driver,
+    _data_plane,
     _space,
     _placement,
     _records,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from fsd.handles import handle_of, identity, open_handle
+from fsd.plane import Mode
 from tests.support import rootfs_served, syscalls
 from tests.support.rootfs_mount import RootfsMount
 from tests.support.rootfs_samples import make_sample, run
@@ -280,6 +281,33 @@ def settled(mount: RootfsMount) -> int:
         if found == before:
             break
     return found
+
+
+@pytest.mark.parametrize(
+    ("filesystem", "use_handles", "mode"),
+    [
+        ("btrfs_dir", True, Mode.BTRFS_HANDLE),
+        ("ext4_dir", True, Mode.HANDLE),
+        ("btrfs_dir", False, Mode.NAME),
+    ],
+)
+def test_nodes_are_reopened_by_the_cheapest_way_there_is(
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    require: Callable[[str], None],
+    filesystem: str,
+    use_handles: bool,
+    mode: Mode,
+) -> None:
+    require("fuse")
+    top = request.getfixturevalue(filesystem) / "c"
+    (top / "d").mkdir(parents=True)
+    (top / "d/f").write_text("f")
+    views = {"c": (top, False), "r": (top, True)}
+    with RootfsMount(tmp_path / "mnt", views, tmp_path / "s", use_handles=use_handles) as mount:
+        for view in views:
+            assert (mount.path / view / "d/f").read_text() == "f"
+    assert mount.stats()["modes"] == dict.fromkeys(views, mode)
 
 
 def test_scale_30000_files_need_few_descriptors(btrfs_dir: Path, serve: Callable[..., RootfsMount]) -> None:

@@ -145,6 +145,7 @@ def test_health_says_ok_or_warn_and_metrics_parse(tree):
     assert len(health) > 6
     assert all(re.match(r"(ok  |warn) [a-z]+: ", line) for line in health)
     assert any(line.startswith("ok   driver: btrfs") for line in health)
+    assert any(line.startswith("ok   passthrough: o") for line in health)
     metrics = (tree.path / "control/metrics").read_text()
     sample = re.compile(r'[a-z_]+(\{[a-z]+="[^"]*"(,[a-z]+="[^"]*")*\})? [0-9.e+-]+')
     assert all(line.startswith("#") or sample.fullmatch(line) for line in metrics.splitlines())

@@ -73,12 +73,12 @@ void tree_describe(struct tree *tree, const struct handle *root, const struct st
     tree->kind = BY_NAME;
     if (tree->export->flags & FSD_BY_NAME || root->type < 0)
         return;
-    if (opens(tree->export->root, root, info))
+    if (opens(tree->export->mount, root, info))
         tree->kind = BY_HANDLE;
     if (tree->kind == BY_HANDLE && is_btrfs_handle(root, info)) {
         memset(any.bytes + 16, 0, 4); /* any generation */
         memcpy(&tree->subvolume, root->bytes + 8, 8);
-        if (opens(tree->export->root, &any, info))
+        if (opens(tree->export->mount, &any, info))
             tree->kind = BY_BTRFS_HANDLE;
     }
 }
@@ -96,6 +96,8 @@ static void export_free(struct export *ex) {
         next = tree->next;
         free(tree);
     }
+    if (ex->mount >= 0)
+        close(ex->mount);
     if (ex->root >= 0)
         close(ex->root);
     free(ex);
@@ -159,6 +161,7 @@ static struct export *export_make(const char *path, uint32_t number, uint32_t fl
         return NULL;
     }
     ex->mount_id = info.stx_mnt_id;
+    ex->mount = openat(ex->root, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (handle_of(ex->root, "", AT_EMPTY_PATH, &handle))
         handle_from(&info, &handle);
     tree_describe(tree, &handle, &info);
@@ -166,11 +169,16 @@ static struct export *export_make(const char *path, uint32_t number, uint32_t fl
     return ex;
 }
 
-static int pin_root(struct plane *p, struct export *ex) {
+static struct tree *root_tree(const struct export *ex) {
     struct tree *tree = ex->trees;
-    struct statx info;
     while (tree->next)
-        tree = tree->next; /* the root's is the oldest */
+        tree = tree->next; /* the oldest */
+    return tree;
+}
+
+static int pin_root(struct plane *p, struct export *ex) {
+    struct tree *tree = root_tree(ex);
+    struct statx info;
     if (stat_fd(ex->root, &info))
         return -errno;
     struct node *node = node_enter(p, tree, info.stx_ino, tree->kind == BY_BTRFS_HANDLE ? NULL : &tree->root,
@@ -254,4 +262,13 @@ int fsd_number(plane *p, uint32_t export_number, const unsigned char *handle, ui
     }
     pthread_rwlock_unlock(&p->exports_lock);
     return ex ? 0 : -ENOENT;
+}
+
+/* How nodes of an export's root tree are reopened (enum tree_kind); a negated errno for no export. */
+int fsd_mode(plane *p, uint32_t number) {
+    pthread_rwlock_rdlock(&p->exports_lock);
+    struct export *ex = export_find(p, number);
+    int kind = ex ? (int)root_tree(ex)->kind : -ENOENT;
+    pthread_rwlock_unlock(&p->exports_lock);
+    return kind;
 }

@@ -8,6 +8,11 @@ typedef struct plane plane;
 #define FSD_BY_NAME 4
 #define FSD_GATED 8
 
+/* How nodes are reopened: by a btrfs handle made from the inode number, by a kept handle, by name. */
+#define FSD_BTRFS_HANDLES 0
+#define FSD_HANDLES 1
+#define FSD_NAMES 2
+
 /* Kinds of events. */
 #define FSD_PARKED 1
 #define FSD_REFUSED 2
@@ -71,6 +76,7 @@ int64_t fsd_export(plane *p, const char *path, uint32_t number, uint32_t flags, 
                    uint64_t home_node);
 int fsd_unexport(plane *p, uint32_t number);
 int fsd_number(plane *p, uint32_t export_number, const unsigned char *handle, uint32_t length, uint32_t number);
+int fsd_mode(plane *p, uint32_t number);
 int fsd_arm(plane *p, uint32_t number);
 int fsd_disarm(plane *p, uint32_t number, int64_t quiet_ns, int64_t until_ns);
 int fsd_deny(plane *p, uint32_t pid, uint64_t started, uint64_t owner);

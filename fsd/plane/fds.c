@@ -180,9 +180,9 @@ static int open_afresh(struct plane *p, struct node *node, int flags) {
     if (node->root || node->tree->kind == BY_NAME)
         return open_root(node, flags);
     if (node->tree->kind == BY_HANDLE && node->handle)
-        return open_handle(node->tree->export->root, node->handle, flags);
+        return open_handle(node->tree->export->mount, node->handle, flags);
     btrfs_handle(node, &handle);
-    return open_handle(node->tree->export->root, &handle, flags);
+    return open_handle(node->tree->export->mount, &handle, flags);
 }
 
 /* A descriptor of a node, opened with `flags`; ESTALE when it is gone. The caller closes it. */

@@ -41,7 +41,7 @@ struct handle {
     unsigned char bytes[128];
 };
 
-enum tree_kind { BY_BTRFS_HANDLE, BY_HANDLE, BY_NAME };
+enum tree_kind { BY_BTRFS_HANDLE = FSD_BTRFS_HANDLES, BY_HANDLE = FSD_HANDLES, BY_NAME = FSD_NAMES };
 
 /* A directory tree shown in the mount. */
 struct export {
@@ -51,6 +51,7 @@ struct export {
     uint64_t owner;
     uint64_t mount_id;
     int root;    /* O_PATH, in a private copy of the mount where that is allowed */
+    int mount;   /* the same, open for real, as open_by_handle_at(2) wants it; -1 where that is not allowed */
     bool cloned; /* nothing can be mounted below root */
     bool live;
     atomic_bool armed;

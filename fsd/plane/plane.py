@@ -64,6 +64,17 @@ class Kind(enum.IntEnum):
     """The mount is gone."""
 
 
+class Mode(enum.IntEnum):
+    """How the nodes of an export are reopened when no descriptor of them is kept."""
+
+    BTRFS_HANDLE = 0
+    """By a file handle made from the inode number: one call, and nothing kept per node."""
+    HANDLE = 1
+    """By a file handle kept for each node."""
+    NAME = 2
+    """By the names that lead to it, where file handles cannot be opened: four calls an entry."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
     """Something Python is told. ``number`` is the export's, ``names`` the entries touched."""
@@ -204,6 +215,17 @@ class Plane:
     def unexport(self, number: int) -> None:
         """Show it no more. Nodes the kernel holds go on working as long as their inodes exist."""
         _plane.lib.fsd_unexport(self._c, number)
+
+    def mode(self, number: int) -> Mode:
+        """How nodes of an export are reopened.
+
+        Raises:
+            OSError: nothing is shown under that number.
+        """
+        mode = _plane.lib.fsd_mode(self._c, number)
+        if mode < 0:
+            raise OSError(-mode, os.strerror(-mode))
+        return Mode(mode)
 
     def arm(self, number: int) -> None:
         """Make the next mutation of an export wait."""

@@ -115,6 +115,11 @@ class RootfsMount:
         path = self._scratch / "gates"
         return [tuple(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
 
+    def stats(self) -> dict[str, Any]:
+        """The plane's figures, and in "modes" how each view's nodes were reopened, once the mount ended."""
+        figures: dict[str, Any] = json.loads((self._scratch / "stats").read_text())
+        return figures
+
     def descriptors(self) -> int:
         """How many descriptors the daemon holds."""
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
@@ -240,7 +245,8 @@ def main() -> None:
     finally:
         unmount(Path(setup.mountpoint))
         pyfuse3.close(unmount=False)
-        (Path(setup.scratch) / "stats").write_text(json.dumps(asdict(plane.stats())))
+        figures = {**asdict(plane.stats()), "modes": operations.exports.modes()}
+        (Path(setup.scratch) / "stats").write_text(json.dumps(figures))
         plane.stop()
 
 
