@@ -76,15 +76,18 @@ def run(
         on_failure=functools.partial(_burst_failed, site),
         memory=site.history.state,
     )
-    site.configure_bursts = lambda container, choice: bursts.configure(
-        container, _policy(settings.bursts, choice)
-    )
-    for obj, choice in site.history.state.settings_of(ON_WRITE).items():
-        site.configure_bursts(obj.removeprefix("containers/"), choice)
     plane = Plane(plane_mount(mountpoint, allow_other=allow_other), noise=NOISE)
     site.plane = plane
     mount = _Mount(mountpoint, foreground, ready)
     views = _views(site, plane, bursts)
+
+    def configure(container: str, choice: str) -> None:
+        bursts.configure(container, _policy(settings.bursts, choice))
+        views.ask_again(container)
+
+    site.configure_bursts = configure
+    for obj, choice in site.history.state.settings_of(ON_WRITE).items():
+        configure(obj.removeprefix("containers/"), choice)
     operations = Operations(site, views)
     pyfuse3.init(operations, plane.hand_over(), set())
     try:

@@ -139,11 +139,11 @@ class Exports:
         """How the nodes of each view shown are reopened, by key."""
         return {key: self.plane.mode(shown.number) for key, shown in self._by_key.items()}
 
-    def arm(self, owner: int) -> None:
-        """Make every gated view of an owner ask again before its next mutation."""
-        for shown in self._by_number.values():
-            if shown.view.owner == owner and shown.view.gate is not None:
-                self.plane.arm(shown.number)
+    def arm(self, key: str) -> None:
+        """Make a view ask its gate again before the next mutation. From any thread."""
+        shown = self._by_key.get(key)
+        if shown is not None and shown.view.gate is not None:
+            self.plane.arm(shown.number)
 
     async def serve(self) -> None:
         """Answer the plane's questions until cancelled."""

@@ -91,6 +91,12 @@ class Views:
         used = catalog.children(spec.layer_id) or catalog.images_on(spec.layer_id)
         return bool(used) and not catalog.containers_on(spec.layer_id)
 
+    def ask_again(self, container: str) -> None:
+        """Let the next write to a container be judged anew. From any thread."""
+        for key, spec in list(self._specs.items()):
+            if spec.container == container:
+                self.exports.arm(key)
+
     async def release(self, layer_ids: Iterable[str]) -> None:
         """Let go of layers that are about to be removed; a view still wanted is exported anew."""
         for layer_id in layer_ids:

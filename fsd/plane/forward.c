@@ -203,11 +203,15 @@ static size_t correct_init(struct plane *p, unsigned char *message, size_t lengt
     return header->len;
 }
 
-static size_t correct(struct plane *p, unsigned char *message, size_t length) {
-    struct fuse_out_header *header = (struct fuse_out_header *)message;
-    struct pending *item = header->unique ? answered(p, header->unique) : NULL;
+static uint32_t opcode_of_answer(struct plane *p, uint64_t unique) {
+    struct pending *item = answered(p, unique);
     uint32_t opcode = item ? item->opcode : 0;
     free(item);
+    return opcode;
+}
+
+static size_t correct(struct plane *p, unsigned char *message, size_t length, uint32_t opcode) {
+    struct fuse_out_header *header = (struct fuse_out_header *)message;
     if (header->error)
         return length;
     if (opcode == FUSE_INIT)
@@ -224,17 +228,28 @@ static size_t correct(struct plane *p, unsigned char *message, size_t length) {
     return length;
 }
 
+/* Python tells the kernel what a command outdated before it answers the FLUSH that ran it, and so it has
+   to arrive. Answers to requests that hold a directory's lock must not wait: a notice may need it. */
+static bool in_order(struct plane *p, const void *message, size_t length, uint32_t opcode) {
+    return opcode == FUSE_FLUSH && notify_later(p, message, length);
+}
+
 static bool pump_one(struct plane *p, unsigned char *buffer) {
     ssize_t length = recv(p->socket, buffer, BUFFER_SIZE, MSG_DONTWAIT);
     if (length <= 0)
         return length < 0 && (errno == EAGAIN || errno == EINTR);
     if ((size_t)length < sizeof(struct fuse_out_header))
         return true;
-    if (!((struct fuse_out_header *)buffer)->unique)
-        return notify_later(p, buffer, (size_t)length);
-    size_t corrected = correct(p, buffer, (size_t)length);
-    while (write(p->device, buffer, corrected) < 0 && errno == EINTR)
-        ;
+    uint64_t unique = ((struct fuse_out_header *)buffer)->unique;
+    if (!unique) {
+        notify_later(p, buffer, (size_t)length); /* without memory: what the kernel keeps expires by itself */
+        return true;
+    }
+    uint32_t opcode = opcode_of_answer(p, unique);
+    size_t corrected = correct(p, buffer, (size_t)length, opcode);
+    if (!in_order(p, buffer, corrected, opcode))
+        while (write(p->device, buffer, corrected) < 0 && errno == EINTR)
+            ;
     return true;
 }
 

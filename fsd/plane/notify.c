@@ -2,10 +2,11 @@
    an answer, so a thread of its own does it. */
 #include "plane.h"
 
+/* Send a message after all that were given before; false when there is no memory for it. */
 bool notify_later(struct plane *p, const void *message, size_t length) {
     struct queued *item = malloc(sizeof *item + length);
     if (!item)
-        return true; /* it will notice by itself, when what it keeps expires */
+        return false;
     item->next = NULL;
     item->length = length;
     memcpy(item->bytes, message, length);
