@@ -90,7 +90,7 @@ def command_start(dirs: StoreDirs) -> None:
 
 
 def main() -> int:
-    """Measure on an image of as many files as the first argument says (10,000); ``tree``: on a large store."""
+    """Measure on an image of as many files as the first argument says (10,000); ``tree``: a large store."""
     if sys.argv[1:2] == ["tree"]:
         return bench_tree.main(sys.argv[2:])
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000

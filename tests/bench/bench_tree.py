@@ -2,8 +2,8 @@
 
     python -m tests.bench tree [ROW ...]
 
-Rows are ``up``, ``ls``, ``walk``, ``make``, ``changes`` and ``write``; all of them when none is named. Every line
-is what was measured, its unit, and the goal. The store is real, with a tiny subvolume for every layer, on
+Rows are ``up``, ``ls``, ``walk``, ``make``, ``changes`` and ``write``; all of them when none is named. Every
+line is what was measured, its unit, and the goal. The store is real, with a tiny subvolume for every layer, on
 a btrfs of its own; cold means that the kernel's caches were dropped before.
 """
 
@@ -79,7 +79,7 @@ def _image(number: int, top: str, layers: list[str], home: Path) -> dict[str, ob
         "layer": top,
         "big-data-names": list(items),
         "big-data-sizes": {name: len(text) for name, text in items.items()},
-        "big-data-digests": {name: f"sha256:{key}" for name in items},
+        "big-data-digests": dict.fromkeys(items, f"sha256:{key}"),
         "created": TIME,
     }
 
