@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from fsd.contents import Stream
-from fsd.live import TABLES
+from fsd.live import TABLES, differing
 from fsd.nodes import Attributes, Kind
 
 if TYPE_CHECKING:
@@ -105,16 +105,14 @@ class Events:
 def differences(before: Now, now: Now) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
     """Table, action (create, change, rename, remove), ID and names of every object that differs."""
     for table in TABLES:
-        old = {record.id: record for record in before.records(table)}
-        new = {record.id: record for record in now.records(table)}
-        for id_, record in new.items():
-            if id_ not in old:
+        for id_ in differing(before.catalog, now.catalog, table):
+            old, record = before.record(table, id_), now.record(table, id_)
+            if record is None:
+                yield table, "remove", id_, old.names if old else ()
+            elif old is None:
                 yield table, "create", id_, record.names
-            elif old[id_] is not record and old[id_] != record:
-                yield table, "change" if old[id_].names == record.names else "rename", id_, record.names
-        for id_, record in old.items():
-            if id_ not in new:
-                yield table, "remove", id_, record.names
+            else:
+                yield table, "change" if old.names == record.names else "rename", id_, record.names
 
 
 class EventStream(Stream):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pyfuse3
 import trio
 
-from fsd.live import TABLES
+from fsd.live import TABLES, differing
 from fsd.tables import directory_key
 from fsd.watch import Watch
 
@@ -94,10 +94,9 @@ def _invalidate(before: Now, now: Now, inodes: Inodes) -> None:
         for name in gone:
             pyfuse3.invalidate_entry_async(number, pyfuse3.FileNameT(os.fsencode(name)), ignore_enoent=True)
 
-    for container in now.catalog.containers:
-        old = before.catalog.container(container.id)
-        number = inodes.find(f"containers:{container.id}")
-        if number is not None and old is not container and old != container:
+    for container_id in differing(before.catalog, now.catalog, "containers"):
+        number = inodes.find(f"containers:{container_id}")
+        if number is not None and now.catalog.container(container_id) is not None:
             pyfuse3.invalidate_entry_async(number, pyfuse3.FileNameT(b"rootfs"), ignore_enoent=True)
 
 
@@ -105,6 +104,8 @@ def _changed_listings(before: Now, now: Now) -> Iterator[tuple[Table, str, list[
     """Directories of names that changed, with the entries that are gone or mean another object."""
     for table in TABLES:
         old, new = before.places[table], now.places[table]
+        if old is new:
+            continue
         for directory in old.listings.keys() | new.listings.keys():
             was, is_ = old.listings.get(directory, {}), new.listings.get(directory, {})
             prefix = f"{directory}/" if directory else ""

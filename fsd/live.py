@@ -13,11 +13,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from fsd.naming import Places, place
+from fsd.naming import Places, place, replaced
 from store.records import parse_time
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from store.catalog import Catalog
     from store.records import Container, Image, Layer
@@ -39,6 +39,10 @@ class Now:
         """All records of a table in load order."""
         found: Sequence[Layer | Image | Container] = getattr(self.catalog, table)
         return found
+
+    def by_id(self, table: Table) -> Mapping[str, Layer | Image | Container]:
+        """All records of a table by ID, in load order."""
+        return self.catalog.by_id(table)
 
     def record(self, table: Table, id_: str) -> Layer | Image | Container | None:
         """The record of a full ID."""
@@ -95,31 +99,57 @@ class Live:
         before = self._now
         if before is not None and before.catalog.stamp == catalog.stamp:
             return before
-        now = Now(catalog, {table: _places(catalog, table) for table in TABLES})
+        changed = {table: differing(before.catalog if before else None, catalog, table) for table in TABLES}
+        now = Now(catalog, {table: _places(before, catalog, table, changed[table]) for table in TABLES})
         for table in TABLES:
             moment = catalog.changed_ns(table) or time.time_ns()  # no file yet: an empty table, new now
             self._note_listings(before, now, table, moment)
             if before is not None:
-                self._note_records(before, now, table, moment)
+                self._note_records(now, table, changed[table], moment)
         self._now = now
         return now
 
     def _note_listings(self, before: Now | None, now: Now, table: Table, moment: int) -> None:
         old = before.places[table].listings if before else {}
         for directory, names in now.places[table].listings.items():
-            if list(old.get(directory, ())) != list(names) or (table, directory) not in self._listed:
+            was = old.get(directory, {})
+            same = was is names or list(was) == list(names)
+            if not same or (table, directory) not in self._listed:
                 self._listed[table, directory] = moment
 
-    def _note_records(self, before: Now, now: Now, table: Table, moment: int) -> None:
-        for record in now.records(table):
-            if before.record(table, record.id) != record:
-                self._changed[table, record.id] = moment
-        for record in before.records(table):
-            if now.record(table, record.id) is None:
-                self._changed.pop((table, record.id), None)
+    def _note_records(self, now: Now, table: Table, changed: Sequence[str], moment: int) -> None:
+        for id_ in changed:
+            if now.record(table, id_) is None:
+                self._changed.pop((table, id_), None)
+            else:
+                self._changed[table, id_] = moment
 
 
-def _places(catalog: Catalog, table: Table) -> Places:
+def differing(before: Catalog | None, now: Catalog, table: Table) -> list[str]:
+    """IDs of the records of a table that two readings differ in, new ones in load order, then those gone."""
+    if before is None:
+        return list(now.by_id(table))
+    old, new = before.by_id(table), now.by_id(table)
+    if old is new:
+        return []
+    others = [id_ for id_, record in new.items() if old.get(id_) is not record]
+    changed = [id_ for id_ in others if old.get(id_) != new[id_]]
+    return changed + [id_ for id_ in old if id_ not in new]
+
+
+def _places(before: Now | None, catalog: Catalog, table: Table, changed: Sequence[str]) -> Places:
+    """Where the objects are listed: as before, as far as what changed leaves it so."""
+    if before is not None:
+        old, new = before.by_id(table), catalog.by_id(table)
+        moved = [i for i in changed if i not in old or i not in new or old[i].names != new[i].names]
+        removed, added = ([(i, side[i].names) for i in moved if i in side] for side in (old, new))
+        kept = before.places[table]
+        if not moved:
+            return kept
+        if not {i for i, _ in removed} & {i for i, _ in added}:
+            after = replaced(kept, removed, added, RESERVED)
+            if after is not None:
+                return after
     records: Sequence[Layer | Image | Container] = getattr(catalog, table)
     others = (spelling for record in records for name in record.names for spelling in _spellings(table, name))
     return place(((r.id, r.names) for r in records), aliases=others, reserved=RESERVED)

@@ -32,6 +32,8 @@ class Places:
     paths: dict[str, str] = field(default_factory=dict)
     listings: dict[str, dict[str, None]] = field(default_factory=lambda: {"": {}})
     prefixes: frozenset[str] = frozenset()
+    contested: bool = False
+    """Some object could not have the path it wanted, so that it may come by it when another object goes."""
 
     def is_directory(self, path: str) -> bool:
         """Whether ``path`` is a directory of names (not an object), listed or not."""
@@ -68,10 +70,12 @@ def place(
     wanted = {id_: names[0] for id_, names in entries if names and usable(names[0])}
     directories = {above for name in wanted.values() for above in parents(name)}
     places = Places()
-    for id_, _ in entries:
+    contested = False
+    for id_, names in entries:
         path = wanted.get(id_, id_)
+        contested |= path == id_ and bool(names)
         if path in directories or path in places.objects or path.split("/")[0] in reserved:
-            path = id_
+            path, contested = id_, True
         if usable(path) and path not in places.objects and path not in directories:
             _list(places, path, id_)
     prefixes = {above for alias in aliases if usable(alias) for above in parents(alias)}
@@ -80,7 +84,38 @@ def place(
         places.paths,
         places.listings,
         frozenset(prefixes - places.listings.keys() - places.objects.keys()),
+        contested,
     )
+
+
+def replaced(
+    before: Places,
+    removed: Sequence[tuple[str, Sequence[str]]],
+    added: Sequence[tuple[str, Sequence[str]]],
+    reserved: frozenset[str] = frozenset(),
+) -> Places | None:
+    """The layout after a few plain changes, at the cost of copying it; ``None`` where :func:`place` has to.
+
+    Args:
+        removed, added: pairs of ID and names; what is added stands last in the table.
+    """
+    flat = (name for _, names in (*removed, *added) for name in names)
+    if before.contested or any("/" in name for name in flat):
+        return None
+    after = Places(dict(before.objects), dict(before.paths), dict(before.listings), before.prefixes)
+    top = after.listings[""] = dict(before.listings[""])
+    for id_, _ in removed:
+        path = after.paths.pop(id_, "")
+        if not path or "/" in path:
+            return None
+        del after.objects[path], top[path]
+    for id_, names in added:
+        path = names[0] if names else id_
+        taken = path in after.objects or after.is_directory(path) or path in reserved
+        if taken or not usable(path):
+            return None
+        _list(after, path, id_)
+    return after
 
 
 def _list(places: Places, path: str, id_: str) -> None:

@@ -83,6 +83,12 @@ class Catalog:
         """All containers."""
         return self._containers.records
 
+    def by_id(self, table: str) -> Mapping[str, Layer | Image | Container]:
+        """Records of ``layers``, ``images`` or ``containers``; the same object while none changed."""
+        if table == "layers":
+            return self._layers.by_id
+        return self._images.by_id if table == "images" else self._containers.by_id
+
     @property
     def broken(self) -> tuple[Broken, ...]:
         """Records and files that could not be used."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsd.naming import parents, place, usable
+from fsd.naming import parents, place, replaced, usable
 
 NAMES = st.lists(st.sampled_from(["a", "b", "c", "..", "", "x" * 256]), min_size=1, max_size=3).map("/".join)
 OBJECTS = st.lists(st.lists(NAMES, max_size=2), max_size=6).map(
@@ -61,3 +61,30 @@ def test_place_lists_every_object_once_and_every_listing_is_reachable(objects):
         for name in names:
             full = f"{directory}/{name}" if directory else name
             assert (full in places.objects) != (full in places.listings)
+
+
+_TABLE = st.lists(
+    st.tuples(st.sampled_from("abcdefg"), st.lists(st.sampled_from(["x", "y", "a", ".", "r"]), max_size=2)),
+    max_size=6,
+    unique_by=lambda entry: entry[0],
+)
+
+
+@given(_TABLE, _TABLE, st.sets(st.sampled_from("abcdefg")))
+def test_replaced_gives_what_place_gives(table, more, gone):
+    """A few changes at a time lead to the same layout as laying everything out anew."""
+    reserved = frozenset({"r"})
+    removed = [entry for entry in table if entry[0] in gone]
+    kept = [entry for entry in table if entry[0] not in gone]
+    added = [entry for entry in more if entry[0] not in {id_ for id_, _ in table}]
+    before = place(table, aliases=[n for _, names in table for n in names], reserved=reserved)
+    after = replaced(before, removed, added, reserved)
+    whole = place(kept + added, aliases=[n for _, names in kept + added for n in names], reserved=reserved)
+    assert after in (None, whole)
+
+
+def test_replaced_is_used_for_a_new_object_and_its_removal():
+    before = place([("1", ["x"]), ("2", [])])
+    after = replaced(before, [], [("3", ["new"])])
+    assert after == place([("1", ["x"]), ("2", []), ("3", ["new"])])
+    assert replaced(after, [("3", ["new"])], []) == before

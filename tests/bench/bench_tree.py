@@ -3,8 +3,8 @@
     python -m tests.bench tree [ROW ...]
 
 Rows are ``up``, ``ls``, ``walk``, ``make``, ``changes`` and ``write``; all of them when none is named. Every
-line is what was measured, its unit, and the goal. The store is real, with a tiny subvolume for every layer, on
-a btrfs of its own; cold means that the kernel's caches were dropped before.
+line is what was measured, its unit, and the goal. The store is real, with a tiny subvolume for every layer,
+on a btrfs of its own; cold means that the kernel's caches were dropped before.
 """
 
 from __future__ import annotations
@@ -191,10 +191,9 @@ def walk(bench: Bench) -> None:
 def make(bench: Bench) -> None:
     """A container by mkdir and from, beside the least it could cost and containers-storage."""
     image = json.loads((bench.dirs.graphroot / "btrfs-images/images.json").read_text())[0]
-    names = iter(range(1 << 30))
 
     def made() -> None:
-        path = bench.daemon / f"containers/new{next(names)}"
+        path = bench.daemon / f"containers/new{secrets.token_hex(4)}"
         path.mkdir()
         (path / "from").write_text(image["names"][0])
 
@@ -243,9 +242,10 @@ def write(bench: Bench) -> None:
     for root, real in zip(roots, reals, strict=True):
         os.listdir(root)
         (real / "before").write_text("x")
-    once = iter(range(1 << 30))
     plain = statistics.median(
-        timed(lambda real=real: btrfs_ioctl.snapshot(real, bench.dirs.graphroot, f"plain{next(once)}"))
+        timed(
+            lambda real=real: btrfs_ioctl.snapshot(real, bench.dirs.graphroot, f"plain{secrets.token_hex(4)}")
+        )
         for real in reals
     )
     first = statistics.median(timed(lambda root=root: (root / "new").write_text("x")) for root in roots)
