@@ -36,7 +36,8 @@ class Layouts:
         """One OCI image layout with every image of the repository ``name``, by path.
 
         Tools read ``oci:DIRECTORY:TAG`` up to the first colon as a directory, so that they look for this
-        one when people name an image's own ``name:tag/oci``; hence each is in it as ``TAG`` and ``TAG/oci``.
+        one when people name an image's own ``name:tag/oci``; hence each is in it as ``TAG``, ``TAG/oci`` and
+        ``TAG/oci:TAG``.
         Images that cannot be packed are left out.
         """
         files: dict[str, VirtualFile] = {}
@@ -45,7 +46,7 @@ class Layouts:
             with suppress(StoreError):
                 layout = self.files(image_id)
                 (entry,) = codec.loads(layout[INDEX].read())["manifests"]
-                for ref in (tag, f"{tag}/oci"):
+                for ref in (tag, f"{tag}/oci", f"{tag}/oci:{tag}"):
                     annotations = {**entry.get("annotations", {}), REF_NAME: ref}
                     manifests.append({**entry, "annotations": annotations})
                 files |= {path: file for path, file in layout.items() if path != ARCHIVE}

@@ -25,6 +25,8 @@ def directory_key(table: TableName, directory: str) -> str:
     return f"names:{table}:{directory}" if directory else f"//{table}"
 
 
+COLON = "%3A"
+"""Another way to write a colon: to ``podman load -i`` and ``skopeo`` a path ends at the first real one."""
 _ALIAS: Link = Alias(lambda subject: subject.path)
 
 
@@ -54,7 +56,7 @@ class Table(DirectoryKind):
         if names.table == "images" and "/" in full and names.site.layouts.has_repository(full):
             repository = RepositorySubject(names.site, full)
             return Node(Repository(), repository, f"repository:{full}", f"{names.table}/{full}")
-        found = now.find(names.table, full)
+        found = now.find(names.table, full.replace(COLON, ":"))
         if found in places.paths:
             target = PathSubject(names.site, f"{names.table}/{places.paths[found]}", names)
             return node.child(name, _ALIAS, target)

@@ -14,12 +14,13 @@ import pytest
 
 from tests.support.filled import BASE, CONTAINER, TOP, errname_of, eventually, fill, write
 from tests.support.mounted import Mounted, mounted
+from tests.support.tools import StoreDirs, ToolBox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.support.tools import StoreDirs, Tool
+    from tests.support.tools import Tool
 
 
 @pytest.fixture
@@ -168,6 +169,8 @@ def test_oci_directory_is_a_layout_skopeo_copies(tree, skopeo, btrfs_dir):
         assert blob.stat().st_size == len(data)
     skopeo("copy", f"oci:{image}/oci", f"dir:{btrfs_dir}/copied")  # "1/oci" is a tag of "top" to skopeo
     skopeo("copy", f"oci:{image}", f"oci:{btrfs_dir}/again:1")
+    skopeo("copy", f"oci:{image}/oci:1", f"dir:{btrfs_dir}/tagged")
+    skopeo("copy", f"oci:{image.parent}/top%3A1/oci:1", f"dir:{btrfs_dir}/spelled")
     assert (image.parent / "top/rootfs").exists() is False
     assert errname_of(os.stat, image.parent / "to") == "ENOENT"
     manifest = json.loads((btrfs_dir / "copied/manifest.json").read_bytes())
@@ -191,6 +194,18 @@ def test_image_tar_is_an_archive_podman_loads(tree, podman):
     assert not (tree.path / "images" / TOP).exists()
     podman("load", "-i", copy)
     assert (tree.path / "images" / TOP / "id").read_text().strip() == identity
+
+
+@pytest.mark.parametrize("spelling", ["{id}/image.tar", "localhost/top%3A1/image.tar", "{id}/oci"])
+def test_another_store_loads_an_image_right_from_the_tree(tree, btrfs_dir, spelling):
+    """podman splits the path of an archive at a colon, so that the image must be named without one."""
+    identity = (tree.path / "images" / TOP / "id").read_text().strip()
+    (btrfs_dir / "other").mkdir()
+    dirs = StoreDirs(btrfs_dir / "other/g", btrfs_dir / "other/r")
+    other = ToolBox(dirs, "vfs", btrfs_dir / "other/conf").podman()
+    done = other("load", "-i", tree.path / "images" / spelling.format(id=identity[:12]))
+    assert "Loaded image: localhost/" in done.stdout
+    assert identity in other("images", "-q", "--no-trunc").stdout
 
 
 def test_commit_makes_an_image_podman_runs(tree, podman):
