@@ -153,6 +153,7 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         """Open a listing."""
         node = self._node(inode)
+        self.real.remember_listing(node.key, ctx.pid)
         return self._open(Listing(node, inode, await self._call(node, _list_entries)))
 
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
@@ -192,18 +193,25 @@ class Operations(pyfuse3.Operations):
     async def rmdir(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
         """Remove an object or snapshot, unless that is how a recursive removal ends."""
         parent = self._node(parent_inode)
+        self.views.exports.drain()
+        self.real.check_removal(parent.key.split("/", 1)[0], ctx, parent.path)
         child = await self._call(parent, parent.kind.lookup, _entry_name(name))
         if child is not None:
             self.real.check_removal(child.key, ctx, child.path)
             await self.views.release(child.subject.layer_ids())
-        await self._work(parent.kind.rmdir, parent, _entry_name(name))
+        await self._removal(parent.kind.rmdir, parent, name, ctx)
 
     async def unlink(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
         """Attributes cannot be unlinked; who tries will not empty the object's trees either."""
         parent = self._node(parent_inode)
         self.real.check_removal(parent.key.split("/", 1)[0], ctx, parent.path)
+        await self._removal(parent.kind.unlink, parent, name, ctx)
+
+    async def _removal(
+        self, method: Callable[..., Any], parent: Node, name: bytes, ctx: RequestContext
+    ) -> None:
         try:
-            await self._work(parent.kind.unlink, parent, _entry_name(name))
+            await self._work(method, parent, _entry_name(name))
         except PermissionError:
             self.real.remember_refusal(parent.key, ctx.pid)
             raise

@@ -1,9 +1,12 @@
 """Requests inside real directory trees: what fsd adds around ``fsd.plane``, and how failures are told.
 
 * A refused write to a read-only view says why, and what to do instead, in ``control/errors``.
-* A process whose unlink of an attribute file was refused is refused removals inside that object's
+* A process that was refused the removal of an attribute is refused removals inside that object's
   trees, and of the object: ``rm -r`` and ``find -delete`` go on after the first refusal and would
   empty the rootfs file by file.
+* ``rsync --delete`` removes directories first, the last ones before all. A process that listed a container
+  is therefore refused removals in its ``userdata`` and ``rundata``, of which there are no snapshots, and
+  after the first such refusal everywhere else in it.
 """
 
 from __future__ import annotations
@@ -11,14 +14,13 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from pyfuse3 import InodeT, RequestContext
 
 from fsd.errnos import Failure
 from fsd.inodes import REAL_TREES
-from fsd.views import owner_number
+from fsd.views import PRIVATE, owner_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +36,10 @@ _KEPT = (
     "this process was refused the removal of the object's attributes, so all of it stays; "
     "to remove the object use rmdir alone"
 )
+_LISTED = (
+    "this process listed the container, so it removes nothing from its private directories, which have no "
+    "snapshots; remove single files by their path, and the container with rmdir"
+)
 
 
 class RealTrees:
@@ -42,16 +48,17 @@ class RealTrees:
     def __init__(self, site: Site, views: Views) -> None:
         self._site = site
         self._views = views
-        self._refused: OrderedDict[tuple[int, int, str], None] = OrderedDict()
 
     def remember_refusal(self, key: str, pid: int) -> None:
-        """A process was refused the unlink of an attribute below the node ``key``."""
+        """A process was refused the removal of an attribute below the node ``key``."""
         owner = key.split("/", 1)[0]
         if owner:
-            self._views.exports.plane.deny(pid, _started(pid), owner_number(owner))
-            self._refused[pid, _started(pid), owner] = None
-            while len(self._refused) > _REMEMBERED:
-                self._refused.popitem(last=False)
+            _remember(self._views, pid, owner)
+
+    def remember_listing(self, key: str, pid: int) -> None:
+        """A process lists what is in the node ``key``; with a container that may be to empty it."""
+        if key.startswith("containers:") and "/" not in key and pid:
+            _deny(self._views, pid, f"{PRIVATE}{key}")
 
     def report(self, operation: str, args: tuple[Any, ...], number: int, text: str, place: Place) -> None:
         """Add a failure to the ring; ``place`` knows where synthetic nodes and handles are."""
@@ -81,14 +88,21 @@ class RealTrees:
 
     def check_removal(self, owner: str, ctx: RequestContext, path: str) -> None:
         """Raise ``PermissionError`` for a process that was refused an attribute of ``owner``."""
-        if self._refused and (ctx.pid, _started(ctx.pid), owner) in self._refused:
+        refused = self._views.refused
+        if refused and (ctx.pid, _started(ctx.pid), owner) in refused:
             raise PermissionError(errno.EPERM, _KEPT, path)
 
 
 def refusal(site: Site, views: Views, event: Event) -> None:
     """Report a mutation the plane refused."""
     spec = views.spec_of(event.nodeid)
-    text = _KEPT if event.error == errno.EPERM else (spec.refusal if spec else "") or "this view is read-only"
+    owner = spec.owner if spec else ""
+    text = _KEPT
+    if event.error != errno.EPERM:
+        text = (spec.refusal if spec else "") or "this view is read-only"
+    elif owner.startswith(PRIVATE):
+        text = _LISTED
+        _remember(views, event.pid, owner.removeprefix(PRIVATE))
     failure(site, views, event, event.error, text)
 
 
@@ -110,6 +124,19 @@ def failure(site: Site, views: Views, event: Event, number: int, text: str) -> N
             inode=event.nodeid,
         )
     )
+
+
+def _remember(views: Views, pid: int, owner: str) -> None:
+    """Refuse a process every removal in an object from now on."""
+    for trees in (owner, f"{PRIVATE}{owner}"):
+        _deny(views, pid, trees)
+    views.refused[pid, _started(pid), owner] = None
+    while len(views.refused) > _REMEMBERED:
+        views.refused.popitem(last=False)
+
+
+def _deny(views: Views, pid: int, owner: str) -> None:
+    views.exports.plane.deny(pid, _started(pid), owner_number(owner))
 
 
 def _started(pid: int) -> int:

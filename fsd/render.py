@@ -13,7 +13,7 @@ from fsd.drafts import draft_of
 from fsd.graph import dot, forest, svg
 from fsd.removed import moment
 from fsd.site import ContainerSubject, ImageSubject, LayerSubject, PartSubject, PathSubject
-from fsd.views import ViewSpec
+from fsd.views import PRIVATE, ViewSpec
 from store.records import encode
 from store.timer import ON_WRITE
 
@@ -271,7 +271,7 @@ def userdata_view(container: ContainerSubject) -> ViewSpec:
     return ViewSpec(
         key=f"userdata/{container.id}",
         shown=f"{container.path}/userdata",
-        owner=f"containers:{container.id}",
+        owner=f"{PRIVATE}containers:{container.id}",
         directory=userdata_path(container),
         read_only=False,
     )
@@ -282,7 +282,7 @@ def rundata_view(container: ContainerSubject) -> ViewSpec:
     return ViewSpec(
         key=f"rundata/{container.id}",
         shown=f"{container.path}/rundata",
-        owner=f"containers:{container.id}",
+        owner=f"{PRIVATE}containers:{container.id}",
         directory=rundata_path(container),
         read_only=False,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from fsd.bursts import Bursts
     from fsd.exports import Exports, Gate
     from store.store import Store
+
+PRIVATE = "private:"
+"""Begins the owner of a directory of which there are no snapshots."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +45,7 @@ class ViewSpec:
     shown: str = ""
     """Where in the tree it is shown, for messages; the key if empty."""
     owner: str = ""
-    """Key of the object's node, as ``containers:<id>``."""
+    """Key of the object's node, as ``containers:<id>``, or :data:`PRIVATE` and that key."""
     refusal: str = ""
     """Why writing is refused, and what to do instead; for read-only views."""
 
@@ -55,6 +59,8 @@ class Views:
         self._bursts = bursts
         self._specs: dict[str, ViewSpec] = {}
         self._held: set[str] = set()
+        self.refused: OrderedDict[tuple[int, int, str], None] = OrderedDict()
+        """Processes, by pid and start time, that must not empty the object of that key."""
 
     async def export(self, spec: ViewSpec) -> int:
         """Node id of the view's root.

@@ -267,12 +267,27 @@ static uint64_t started(uint32_t pid) {
     return ticks;
 }
 
-/* Refuse removals in an owner's exports to a process from now on. */
+/* The places where what was denied to a process about an owner can be. */
+static struct denied *denied_places(struct plane *p, uint32_t pid, uint64_t owner) {
+    uint64_t mixed = (owner ^ pid) * 0x9e3779b97f4a7c15u >> 32;
+    return p->denied + mixed % (DENIED_MAX / DENIED_WAYS) * DENIED_WAYS;
+}
+
+/* Refuse removals in an owner's exports to a process from now on; the oldest of a full row is forgotten. */
 int fsd_deny(plane *p, uint32_t pid, uint64_t since, uint64_t owner) {
     pthread_mutex_lock(&p->park_lock);
-    uint32_t count = atomic_load(&p->denied_count);
-    p->denied[count % DENIED_MAX] = (struct denied){pid, since, owner};
-    atomic_store(&p->denied_count, count + 1);
+    uint32_t order = atomic_load(&p->denied_count) + 1;
+    struct denied *row = denied_places(p, pid, owner), *chosen = row;
+    for (struct denied *at = row; at < row + DENIED_WAYS; at++) {
+        if (at->order && at->pid == pid && at->owner == owner) {
+            chosen = at;
+            break;
+        }
+        if (at->order < chosen->order)
+            chosen = at;
+    }
+    *chosen = (struct denied){pid, order ? order : 1, since, owner};
+    atomic_store(&p->denied_count, order ? order : 1);
     pthread_mutex_unlock(&p->park_lock);
     return 0;
 }
@@ -281,15 +296,15 @@ int fsd_deny(plane *p, uint32_t pid, uint64_t since, uint64_t owner) {
 int refuse_removal(struct request *r, struct node *node, const char *name) {
     struct plane *p = r->plane;
     struct export *ex = node->tree->export;
-    uint32_t count = atomic_load(&p->denied_count);
     bool found = false;
-    if (!count)
+    if (!atomic_load(&p->denied_count))
         return 0;
     pthread_mutex_lock(&p->park_lock);
     uint64_t since = 0;
-    for (uint32_t i = 0; i < count && i < DENIED_MAX && !found; i++) {
-        found = p->denied[i].pid == r->in->pid && p->denied[i].owner == ex->owner;
-        since = p->denied[i].started;
+    struct denied *row = denied_places(p, r->in->pid, ex->owner);
+    for (struct denied *at = row; at < row + DENIED_WAYS && !found; at++) {
+        found = at->order && at->pid == r->in->pid && at->owner == ex->owner;
+        since = at->started;
     }
     pthread_mutex_unlock(&p->park_lock);
     return found && started(r->in->pid) == since ? refuse(r, ex, name, EPERM) : 0;

@@ -152,12 +152,13 @@ struct queued {
 };
 
 struct denied {
-    uint32_t pid;
+    uint32_t pid, order; /* order: the larger, the later; 0 is a free place */
     uint64_t started, owner;
 };
 
 #define PENDING_BUCKETS 256
-#define DENIED_MAX 256
+#define DENIED_MAX 1024
+#define DENIED_WAYS 8
 #define PREFETCH_MAX 1024
 
 struct plane {
