@@ -8,12 +8,12 @@ a worker thread.
 from __future__ import annotations
 
 import functools
-import re
 from typing import TYPE_CHECKING, Literal, cast
 
 from fsd.settings import ON_WRITE
+from store import objects
 from store.commit import commit
-from store.errors import BadName, BadValue, DuplicateName, ImageUnknown
+from store.errors import BadName, BadValue
 from store.fill import check_pristine, fill, resolve_source
 from store.limits import Limits, parse_limit
 from store.names import normalize, parse
@@ -28,21 +28,13 @@ if TYPE_CHECKING:
     from store.history import Snapshot
     from store.records import Layer
 
-ID = re.compile(r"[0-9a-f]{64}\Z")
-CONTAINER_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*\Z")
-"""Names podman accepts for a container; any other name would be unusable there."""
-
-
 # -- tables ------------------------------------------------------------------------------------
 
 
 def make(site: Site, table: Table, name: str) -> None:
     """``mkdir`` in a table: an empty container, an empty layer, or a directory of image names."""
     if table == "containers":
-        check_container_name(name)
-        container = site.store.create_container(names=[name])
-        site.store.container_directory(container.id)
-        site.store.container_run_directory(container.id)
+        objects.make_container(site.store, name)
     elif table == "layers":
         make_layer(site, name)
     else:
@@ -51,11 +43,7 @@ def make(site: Site, table: Table, name: str) -> None:
 
 def make_layer(site: Site, name: str, parent: str | None = None) -> Layer:
     """A new layer, empty or on top of ``parent``: 64 hex digits are its ID, anything else its name."""
-    if ID.match(name):
-        return site.store.create_layer(id=name, parent=parent)
-    if "/" in name or name.startswith("."):
-        raise BadName(f"{name!r} cannot name a layer: it must not begin with '.' or have a '/'")
-    return site.store.create_layer(names=[name], parent=parent)
+    return objects.make_layer(site.store, name, parent)
 
 
 def _prefix(name: str) -> str:
@@ -71,61 +59,25 @@ def _prefix(name: str) -> str:
 
 def remove(site: Site, table: Table, id_: str) -> None:
     """``rmdir`` in a table: to the trash, if the store's own deletion rules allow it."""
-    if table == "containers":
-        site.trash.remove_container(id_)
-    elif table == "images":
-        site.trash.remove_image(id_)
-    else:
-        site.trash.remove_layer(id_)
+    site.trash.remove(table, id_)
 
 
 def rename(site: Site, table: Table, id_: str, listed: str, name: str) -> None:
     """``mv`` in a table: replace the name an object is listed under; other names stay."""
-    if table == "containers":
-        check_container_name(name)
-    elif table == "images":
-        name = image_name(name)
-    record = site.now.record(table, id_)
-    owner = site.now.find(table, name)
-    if owner not in (None, id_):
-        raise DuplicateName(f"the name {name!r} belongs to {table[:-1]} {owner}; rename or remove that first")
-    names = record.names if record else ()
-    site.store.set_names(id_, [name, *(other for other in names if other not in (listed, name))])
-
-
-def image_name(name: str) -> str:
-    """The full name podman would give an image; ``BadName``."""
-    return normalize(name)
+    objects.rename(site.store, table, id_, listed, name)
 
 
 def add_image_name(site: Site, name: str, target: str) -> None:
     """``ln -s IMAGE images/NAME:TAG`` adds a name; ``target`` is whatever podman would take for the image."""
-    found = site.now.find("images", target)
-    if found is None:
-        raise ImageUnknown(f"{target!r:.120} is no image, so {name!r} cannot name it")
-    full = image_name(name)
-    owner = next((image.id for image in site.now.catalog.images if full in image.names), None)
-    if owner is not None:
-        raise DuplicateName(f"the name {full!r} belongs to image {owner[:12]}; remove that first")
-    site.store.add_names(found, [full], last=True)
+    objects.tag(site.store, target, [name])
 
 
 def remove_image_name(site: Site, name: str) -> bool:
     """``rm images/NAME:TAG`` of a further name takes it away; false if ``name`` is no image's own name."""
-    for image in site.now.catalog.images:
-        if name in image.names[1:]:
-            site.store.remove_names(image.id, [name])
-            return True
-    return False
-
-
-def check_container_name(name: str) -> None:
-    """Raise ``BadName`` unless podman could use the name too."""
-    if not CONTAINER_NAME.match(name):
-        raise BadName(
-            f"{name!r} cannot name a container: use letters, digits, '_', '.' and '-', "
-            "a letter or digit first"
-        )
+    if not any(name in image.names[1:] for image in site.now.catalog.images):
+        return False
+    objects.untag(site.store, [name])
+    return True
 
 
 # -- attributes --------------------------------------------------------------------------------
@@ -134,16 +86,9 @@ def check_container_name(name: str) -> None:
 def set_names(subject: ObjectSubject, value: str, append: bool) -> Callable[[], object]:
     """``echo NAME > names`` sets all names (one a line), ``>>`` adds to them."""
     names = [line.strip() for line in value.splitlines() if line.strip()]
-    if not names and not append and subject.table == "containers":
-        raise BadValue("a container keeps at least one name")
-    for name in names:
-        if subject.table == "containers":
-            check_container_name(name)
-        owner = subject.site.now.find(subject.table, name)
-        if owner not in (None, subject.id):
-            raise DuplicateName(f"the name {name!r} belongs to {subject.table[:-1]} {owner}")
-    kept = list(subject.found().names) if append else []
-    return functools.partial(subject.site.store.set_names, subject.id, list(dict.fromkeys(kept + names)))
+    found = objects.Found(subject.table, subject.found())
+    objects.check_names(subject.site.now.catalog, subject.table, subject.id, names, append)
+    return functools.partial(objects.change_names, subject.site.store, found, names, append)
 
 
 def set_metadata(subject: ObjectSubject, value: str, append: bool) -> Callable[[], object]:

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from fsd.contents import Stream
-from fsd.live import TABLES, differing
 from fsd.nodes import Attributes, Kind
+from store.watching import differences
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from fsd.live import Now
     from fsd.nodes import Node
@@ -98,21 +98,8 @@ class Events:
 
     def compare(self, before: Now, now: Now) -> None:
         """Emit what two readings of the tables differ in."""
-        for event in differences(before, now):
+        for event in differences(before.catalog, now.catalog):
             self.emit(*event)
-
-
-def differences(before: Now, now: Now) -> Iterator[tuple[str, str, str, tuple[str, ...]]]:
-    """Table, action (create, change, rename, remove), ID and names of every object that differs."""
-    for table in TABLES:
-        for id_ in differing(before.catalog, now.catalog, table):
-            old, record = before.record(table, id_), now.record(table, id_)
-            if record is None:
-                yield table, "remove", id_, old.names if old else ()
-            elif old is None:
-                yield table, "create", id_, record.names
-            else:
-                yield table, "change" if old.names == record.names else "rename", id_, record.names
 
 
 class EventStream(Stream):

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import pyfuse3
 import trio
 
-from fsd.live import TABLES, differing
+from fsd.live import TABLES
 from fsd.tables import directory_key
 from fsd.watch import Watch
+from store.watching import differing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

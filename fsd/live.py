@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 from fsd.naming import Places, place, replaced
 from store.records import parse_time
+from store.watching import differing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -123,18 +124,6 @@ class Live:
                 self._changed.pop((table, id_), None)
             else:
                 self._changed[table, id_] = moment
-
-
-def differing(before: Catalog | None, now: Catalog, table: Table) -> list[str]:
-    """IDs of the records of a table that two readings differ in, new ones in load order, then those gone."""
-    if before is None:
-        return list(now.by_id(table))
-    old, new = before.by_id(table), now.by_id(table)
-    if old is new:
-        return []
-    others = [id_ for id_, record in new.items() if old.get(id_) is not record]
-    changed = [id_ for id_ in others if old.get(id_) != new[id_]]
-    return changed + [id_ for id_ in old if id_ not in new]
 
 
 def _places(before: Now | None, catalog: Catalog, table: Table, changed: Sequence[str]) -> Places:

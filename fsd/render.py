@@ -14,6 +14,7 @@ from fsd.graph import dot, forest, svg
 from fsd.removed import moment
 from fsd.site import ContainerSubject, ImageSubject, LayerSubject, PartSubject, PathSubject
 from fsd.views import PRIVATE, ViewSpec
+from store.oci import history_of
 from store.records import encode
 from store.timer import ON_WRITE
 
@@ -194,16 +195,9 @@ def image_history(image: ImageSubject) -> str:
     text = image_config(image)
     if not text:
         return ""
-    steps = json.loads(text).get("history") or []
     return lines(
-        "\t".join(
-            [
-                step.get("created") or "-",
-                "empty" if step.get("empty_layer") else "layer",
-                " ".join((step.get("created_by") or step.get("comment") or "-").split()),
-            ]
-        )
-        for step in steps
+        "\t".join([step.created or "-", "empty" if step.empty else "layer", step.command or "-"])
+        for step in history_of(json.loads(text))
     )
 
 

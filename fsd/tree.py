@@ -23,7 +23,6 @@ from fsd.control import (
 from fsd.events import EventFile
 from fsd.health import health
 from fsd.images import IMAGE_TAR, Layout
-from fsd.locks import locks
 from fsd.metrics import metrics
 from fsd.nodes import Directory, Flag, Link, Many, Node, RealTree, SlowText, Text
 from fsd.removed import (
@@ -45,6 +44,7 @@ from fsd.removed import (
 from fsd.site import Site, Subject
 from fsd.snapshots import SnapshotTable
 from fsd.tables import Table
+from store.locks import locks
 
 LINK = Link(lambda s: s.path)
 PINNED = Flag(r.pinned_ns, set_pinned)

@@ -6,12 +6,14 @@ import io
 import os
 import posixpath
 import tarfile
+from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from drivers.base import Compression
 from drivers.compress import MAGIC_SIZE, chunks_of, decompress, detect
+from drivers.confine import Root
 from drivers.errors import HostileArchive, MalformedArchive
 from store.blobs import unnamed_file
 from store.codec import loads
@@ -81,7 +83,31 @@ class _Member:
     link: str
 
 
-class ArchiveFiles:
+class ImageFiles(ABC):
+    """The files an image is made of, by name."""
+
+    @abstractmethod
+    def __contains__(self, name: str) -> bool:
+        """Whether there is such a file."""
+
+    @abstractmethod
+    def open(self, name: str) -> BinaryIO:
+        """A file's content; ``MalformedArchive`` if there is no such file."""
+
+    def read(self, name: str) -> bytes:
+        """A small file whole; ``HostileArchive`` if it is larger than a document may be."""
+        with self.open(name) as file:
+            data = file.read(DOCUMENT_SIZE + 1)
+        if len(data) > DOCUMENT_SIZE:
+            raise HostileArchive(f"{name!r:.120} has more than {DOCUMENT_SIZE} bytes")
+        return data
+
+    def document(self, name: str) -> Any:
+        """A JSON file, parsed."""
+        return parse_document(self.read(name), name)
+
+
+class ArchiveFiles(ImageFiles):
     """The members of a tar by their cleaned names (``./a//b`` is ``a/b``); symbolic links are followed.
 
     Args:
@@ -126,17 +152,38 @@ class ArchiveFiles:
             wanted = _clean(posixpath.join(posixpath.dirname(wanted), member.link))
         raise MalformedArchive(f"the archive has no file {name!r:.120}, although its index names it")
 
-    def read(self, name: str) -> bytes:
-        """A small member whole; ``HostileArchive`` if it is larger than a document may be."""
-        with self.open(name) as file:
-            data = file.read(DOCUMENT_SIZE + 1)
-        if len(data) > DOCUMENT_SIZE:
-            raise HostileArchive(f"{name!r:.120} has more than {DOCUMENT_SIZE} bytes")
-        return data
 
-    def document(self, name: str) -> Any:
-        """A JSON member, parsed."""
-        return parse_document(self.read(name), name)
+class DirectoryFiles(ImageFiles):
+    """The files below a directory, as :class:`ArchiveFiles` shows those of an archive.
+
+    Nothing outside the directory is ever read, whatever links lie in it. Close it or use ``with``.
+
+    Raises:
+        OSError: it is no directory, or cannot be read
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._root = Root(directory)
+
+    def __enter__(self) -> DirectoryFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._root.close()
+
+    def __contains__(self, name: str) -> bool:
+        try:
+            self.open(name).close()
+        except MalformedArchive:
+            return False
+        return True
+
+    def open(self, name: str) -> BinaryIO:
+        """A file's content; ``MalformedArchive`` if there is no such file."""
+        try:
+            return os.fdopen(self._root.open_file(os.fsencode(_clean(name))), "rb")
+        except OSError as error:
+            raise MalformedArchive(f"the layout has no file {name!r:.120}: {error.strerror}") from None
 
 
 def parse_document(data: bytes, name: str) -> Any:

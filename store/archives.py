@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from drivers.errors import MalformedArchive
-from store.archive_files import ArchiveFiles, archive_files, parse_document
+from store.archive_files import DirectoryFiles, ImageFiles, archive_files, parse_document
 from store.blobs import measured
 from store.errors import BadName, BadValue
 from store.names import DOCKER, LOCAL, normalize
@@ -33,6 +33,7 @@ from store.state import State, journal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from store.records import Image
     from store.store import Store
@@ -74,12 +75,26 @@ def load_archive(store: Store, archive: BinaryIO, *, state: State | None = None)
     Raises:
         MalformedArchive, HostileArchive; BadValue: it is a tar of something else; OSError
     """
-    with (
-        archive_files(archive, store.graphroot) as files,
-        journal(store.graphroot, state) as opened,
-        ExitStack() as kept,
-    ):
-        images = [(packed, _put_layers(store, files, packed, kept, opened)) for packed in _contents(files)]
+    with archive_files(archive, store.graphroot) as files:
+        return _load(store, files, _contents(files), state)
+
+
+def load_layout(store: Store, directory: Path, tag: str = "", *, state: State | None = None) -> list[Image]:
+    """Load the images of an OCI image layout in a directory, or the one that is called ``tag`` there.
+
+    Raises:
+        MalformedArchive, HostileArchive; BadValue: it is no layout, or has no such image; OSError
+    """
+    with DirectoryFiles(directory) as files:
+        if "index.json" not in files:
+            raise BadValue(f"{directory} has no index.json, so it is no OCI image layout")
+        return _load(store, files, _oci_images(files, tag), state)
+
+
+def _load(store: Store, files: ImageFiles, contents: list[Packed], state: State | None) -> list[Image]:
+    """Make every image, or none; layers are kept only once all of them are there."""
+    with journal(store.graphroot, state) as opened, ExitStack() as kept:
+        images = [(packed, _put_layers(store, files, packed, kept, opened)) for packed in contents]
         return [
             put_image(
                 store, config=packed.config, manifest=packed.manifest, layer=top, names=list(packed.names)
@@ -88,7 +103,7 @@ def load_archive(store: Store, archive: BinaryIO, *, state: State | None = None)
         ]
 
 
-def _contents(files: ArchiveFiles) -> list[Packed]:
+def _contents(files: ImageFiles) -> list[Packed]:
     if "index.json" in files and "oci-layout" in files:
         return _oci_images(files)
     if "manifest.json" in files:
@@ -99,7 +114,7 @@ def _contents(files: ArchiveFiles) -> list[Packed]:
     )
 
 
-def _put_layers(store: Store, files: ArchiveFiles, packed: Packed, kept: ExitStack, state: State) -> str:
+def _put_layers(store: Store, files: ImageFiles, packed: Packed, kept: ExitStack, state: State) -> str:
     """Make the layers that are not there; ``kept`` removes them unless it is left normally."""
     parent = ""
     for name, diff_id, digest in zip(packed.layers, packed.diff_ids, packed.digests, strict=True):
@@ -117,13 +132,13 @@ def _put_layers(store: Store, files: ArchiveFiles, packed: Packed, kept: ExitSta
 # -- docker-archive --------------------------------------------------------------------------------
 
 
-def _docker_images(files: ArchiveFiles) -> list[Packed]:
+def _docker_images(files: ImageFiles) -> list[Packed]:
     entries = files.document("manifest.json")
     _expect(isinstance(entries, list) and entries, "manifest.json lists no images")
     return [_docker_image(files, entry) for entry in entries]
 
 
-def _docker_image(files: ArchiveFiles, entry: Any) -> Packed:
+def _docker_image(files: ImageFiles, entry: Any) -> Packed:
     _expect(isinstance(entry, dict), "an entry of manifest.json is no object")
     layers = _texts(entry.get("Layers") or [], "Layers of manifest.json")
     tags = _texts(entry.get("RepoTags") or [], "RepoTags of manifest.json")
@@ -144,7 +159,7 @@ def _docker_image(files: ArchiveFiles, entry: Any) -> Packed:
     )
 
 
-def _plain_size(files: ArchiveFiles, name: str) -> int:
+def _plain_size(files: ImageFiles, name: str) -> int:
     with files.open(name) as file:
         return file.seek(0, io.SEEK_END)
 
@@ -152,14 +167,26 @@ def _plain_size(files: ArchiveFiles, name: str) -> int:
 # -- oci-archive -----------------------------------------------------------------------------------
 
 
-def _oci_images(files: ArchiveFiles) -> list[Packed]:
+def _oci_images(files: ImageFiles, tag: str = "") -> list[Packed]:
+    """All images of the index, or those whose annotated name is ``tag``, or has it as its tag."""
     index = files.document("index.json")
-    found = [_oci_image(files, d, n) for d, n in _manifests(files, index)]
-    _expect(bool(found), "index.json names no image")
-    return found
+    listed = _manifests(files, index)
+    _expect(bool(listed), "index.json names no image")
+    wanted = [item for item in listed if not tag or tag in _tags(item[0])]
+    if not wanted:
+        raise BadValue(f"index.json has no image {tag!r:.120}")
+    return [_oci_image(files, descriptor, name) for descriptor, name in wanted]
 
 
-def _manifests(files: ArchiveFiles, index: Any, name: str = "", depth: int = 4) -> list[tuple[Any, str]]:
+def _tags(descriptor: Any) -> tuple[str, ...]:
+    """What a descriptor's image may be called."""
+    annotations = descriptor.get("annotations")
+    found = annotations if isinstance(annotations, dict) else {}
+    full = str(found.get(FULL_NAME) or "")
+    return str(found.get(REF_NAME) or ""), full, full.rpartition(":")[2]
+
+
+def _manifests(files: ImageFiles, index: Any, name: str = "", depth: int = 4) -> list[tuple[Any, str]]:
     """Manifest descriptors with their names; of an index in the index, the one for this machine."""
     _expect(isinstance(index, dict) and isinstance(index.get("manifests"), list), "an index has no manifests")
     found: list[tuple[Any, str]] = []
@@ -195,7 +222,7 @@ def _for_this_machine(manifests: Sequence[tuple[Any, str]]) -> list[tuple[Any, s
     return fitting[:1]
 
 
-def _oci_image(files: ArchiveFiles, descriptor: Any, name: str) -> Packed:
+def _oci_image(files: ImageFiles, descriptor: Any, name: str) -> Packed:
     manifest = _blob(files, descriptor)
     document = parse_document(manifest, "a manifest")
     _expect(
@@ -216,7 +243,7 @@ def _oci_image(files: ArchiveFiles, descriptor: Any, name: str) -> Packed:
     )
 
 
-def _blob(files: ArchiveFiles, descriptor: Any) -> bytes:
+def _blob(files: ImageFiles, descriptor: Any) -> bytes:
     digest = _digest(descriptor)
     data = files.read(_blob_name(digest))
     _expect(sha256(data) == digest, f"the blob {digest} has digest {sha256(data)}")

@@ -66,6 +66,19 @@ def history_side(container_id: str, name: str, layer: str) -> Side:
     return snapshot_side(snapshot_key(container_id, name), layer)
 
 
+def sides_of(store: Store, text: str) -> tuple[Side, Side | None]:
+    """What the changes of ``text`` are between: new and old tree; ``NoSuchSource``.
+
+    A layer and an image are compared with the layer below, a container with what it was made from, and a
+    snapshot is the old side of its container as it is now.
+    """
+    side = side_of(store, text)
+    if side.snapshot and side.owner:
+        return Side(layer=side.owner), side
+    layer = store.catalog().layer(side.layer)
+    return side, Side(layer=layer.parent) if layer is not None and layer.parent else None
+
+
 def generation_of(store: Store, side: Side, *, settle: bool = False) -> int | None:
     """A number that grows with every change of the tree; ``None`` where the driver knows none.
 

@@ -17,6 +17,7 @@ from store import codec
 from store.durable import remove_tree
 from store.errors import BadValue, InUse, NoSuchSource, NotPristine
 from store.ids import new_id
+from store.objects import make_container
 from store.records import Container, Layer
 from store.snapshots import snapshot_key
 from store.state import Intent, State, journal
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from store.core import Transaction
     from store.store import Store
 
-__all__ = ["FILL", "Source", "end_fill", "fill", "resolve_source"]
+__all__ = ["FILL", "Source", "create_from", "end_fill", "fill", "resolve_source"]
 
 FILL = "fill"
 """The kind of intent :func:`fill` records."""
@@ -178,6 +179,23 @@ def fill(store: Store, container: str, source: str | Source, *, state: State | N
         store.transaction(layers="w", images="r", containers="w") as tables,
     ):
         return _exchange(store, tables, found.id, chosen, details["new"])
+
+
+def create_from(store: Store, name: str, source: str = "", *, state: State | None = None) -> Container:
+    """A new container of that name, filled from ``source`` if one is given; it exists filled or not at all.
+
+    Raises:
+        BadName, DuplicateName, and what :func:`fill` raises
+    """
+    chosen = resolve_source(store, source) if source else None
+    container = make_container(store, name)
+    if chosen is None:
+        return container
+    try:
+        return fill(store, container.id, chosen, state=state)
+    except BaseException:
+        store.delete_container(container.id)
+        raise
 
 
 def check_pristine(store: Store, container: str) -> None:

@@ -128,6 +128,12 @@ def _annotations(image: Image) -> dict[str, Any]:
     return {"annotations": {FULL_NAME: name, REF_NAME: parse(name).tag or name}}
 
 
+def oci_archive(store: Store, key: str) -> VirtualFile:
+    """The OCI image layout as one tar; raises as :func:`image_blobs`."""
+    parts = [part for name, content in oci_layout(store, key).items() for part in _member(name, content)]
+    return concatenated([*parts, of_bytes(bytes(2 * BLOCK))])
+
+
 # -- docker-archive --------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from drivers import errors as driver_errors
@@ -35,13 +36,24 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NEW_LAYER",
+    "Step",
     "config_document",
     "end_new_layer",
+    "history_of",
     "import_rootfs",
     "plain_layer",
     "put_image",
     "put_layer",
 ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One step of an image's making; ``empty`` if it made no layer."""
+
+    created: str
+    command: str
+    empty: bool
 
 
 def import_rootfs(
@@ -209,6 +221,20 @@ def config_document(store: Store, image: Image) -> tuple[bytes, dict[str, Any]]:
         key = str(config.get("digest")) if isinstance(config, dict) else key
     data = store.image_big_data(image.id, key)
     return data, _object(data, "configuration", image)
+
+
+def history_of(document: Mapping[str, Any]) -> list[Step]:
+    """The steps of a configuration's history, oldest first; empty where it has none."""
+    steps = document.get("history")
+    return [
+        Step(
+            created=str(step.get("created") or ""),
+            command=" ".join(str(step.get("created_by") or step.get("comment") or "").split()),
+            empty=bool(step.get("empty_layer")),
+        )
+        for step in (steps if isinstance(steps, list) else ())
+        if isinstance(step, dict)
+    ]
 
 
 def _object(data: bytes, what: str, image: Image) -> dict[str, Any]:

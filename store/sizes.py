@@ -78,10 +78,10 @@ class Sizes:
     """The figures of one store; safe to use from any thread. Methods may raise ``OSError``."""
 
     def __init__(self, history: History, trash: Trash) -> None:
-        self._history = history
+        self.history = history
         self._store = history.store
         self._state = history.state
-        self._trash = trash
+        self.trash = trash
         self._cursor = ""
 
     # -- reading, which never walks ------------------------------------------------------------
@@ -163,7 +163,7 @@ class Sizes:
         snapshots = [key for container_id in gone for key in self._snapshot_keys(container_id)]
         aside = [orphan.key for orphan in orphans if orphan.kind == "aside"]
         for entry_id in trash:
-            group = self._entry_group(self._trash.get(entry_id))
+            group = self._entry_group(self.trash.get(entry_id))
             aside += group.aside
             snapshots += group.snapshots
         return self._freed(_Group(layers=tuple(layers), snapshots=tuple(snapshots), aside=tuple(aside)))[2]
@@ -172,7 +172,7 @@ class Sizes:
 
     def _subject(self, kind: str, object_id: str) -> Subject:
         if kind == "trash":
-            return self._trash.get(object_id)
+            return self.trash.get(object_id)
         found: Layer | Image | Container = getattr(self._store, kind[:-1])(object_id)
         return found
 
@@ -181,7 +181,7 @@ class Sizes:
         yield from ((f"containers/{record.id}", record) for record in catalog.containers)
         yield from ((f"images/{record.id}", record) for record in catalog.images if not record.read_only)
         yield from ((f"layers/{record.id}", record) for record in catalog.layers if not record.read_only)
-        for entry in self._trash.list():
+        for entry in self.trash.list():
             yield f"trash/{entry.id}", entry
 
     def _group(self, subject: Subject) -> _Group:
@@ -204,7 +204,7 @@ class Sizes:
         return self._entry_group(subject)
 
     def _entry_group(self, entry: Entry) -> _Group:
-        keys = self._trash.moves.aside.keys()
+        keys = self.trash.moves.aside.keys()
         aside = tuple(sorted(key for key in keys if key.startswith(f"{entry.id}/")))
         snapshots = self._snapshot_keys(entry.object_id) if entry.kind == "containers" else ()
         parent = entry.layers[0].parent if entry.layers else ""
@@ -212,9 +212,9 @@ class Sizes:
         return _Group(aside=aside, snapshots=tuple(snapshots), beside=beside)
 
     def _snapshot_keys(self, container_id: str) -> list[str]:
-        if not self._history.supported:
+        if not self.history.supported:
             return []
-        return [snapshot_key(container_id, s.name) for s in self._history.table.all(container_id)]
+        return [snapshot_key(container_id, s.name) for s in self.history.table.all(container_id)]
 
     def _basis(self, kind: str, subject: Subject) -> str:
         """A text that is another one when the figures may be."""
@@ -228,9 +228,9 @@ class Sizes:
 
     def _generation(self, layer_id: str) -> str:
         """Without snapshots the driver has no cheap way to tell; then only time makes figures old."""
-        if not self._history.supported:
+        if not self.history.supported:
             return ""
-        return str(self._history.table.copies.generation(layer_id, settle=False))
+        return str(self.history.table.copies.generation(layer_id, settle=False))
 
     def _measure(self, subject: Subject, obj: str, basis: str) -> Measure:
         exclusive, shared, freed, method = self._freed(self._group(subject))
@@ -259,7 +259,7 @@ class Sizes:
         if isinstance(subject, Layer):
             return self._store.driver.read_write_disk_usage(subject.id).size
         with suppress(TrashUnknown):
-            return tree_usage(self._trash.path(subject.id)).size
+            return tree_usage(self.trash.path(subject.id)).size
         return 0
 
     def _freed(self, group: _Group) -> tuple[int | None, int | None, int | None, str]:

@@ -38,7 +38,7 @@ from store.trash_entries import COMPLETE, PENDING, PURGING, Entries, Entry, Kind
 from store.trash_moves import Moves
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from store.core import Transaction
@@ -155,6 +155,27 @@ class Trash:
         return self.policy.minimum_age if free < self.policy.space_floor else None
 
     # -- removing ------------------------------------------------------------------------------
+
+    def remove(self, kind: Kind, key: str, *, now: bool = False) -> Entry | None:
+        """Remove an object of a kind; ``None`` if it did not go to the trash but for good.
+
+        Args:
+            now: for good, whatever the policy says; a container's snapshots go with it.
+
+        Raises:
+            what removing an object of that kind raises below
+        """
+        kept = {"containers": self.remove_container, "images": self.remove_image, "layers": self.remove_layer}
+        if not now:
+            return kept[kind](key)
+        self.history.ballast.release_if_full()
+        gone: dict[Kind, Callable[[str], object]] = {
+            "containers": self.history.delete_container,
+            "images": self.store.delete_image,
+            "layers": self.store.delete_layer,
+        }
+        gone[kind](key)
+        return None
 
     def remove_container(self, container: str) -> Entry | None:
         """Remove a container; ``None`` if it did not go to the trash but for good.

@@ -1,4 +1,4 @@
-"""``control/locks``: the store's lock files, and who holds them."""
+"""A store's lock files, and who holds them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsd.live import TABLES
 from store.lockfile import LockFile
+from store.objects import TABLES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
