@@ -69,6 +69,16 @@ def is_mount_root(path: AnyPath, dirfd: int = AT_FDCWD) -> bool:
     return bool(_checked(lib.linux_is_mount_root(dirfd, os.fsencode(path)), path))
 
 
+def known_device(path: AnyPath) -> tuple[int, int]:
+    """Device number and file type (``S_IFMT``) behind a magic link of ``/proc``, as the kernel knows them.
+
+    Asks no server of a network or FUSE filesystem, which may never answer (statx(2) AT_STATX_DONT_SYNC).
+    """
+    major, minor = ffi.new("unsigned *"), ffi.new("unsigned *")
+    kind = _checked(lib.linux_known_device(os.fsencode(path), major, minor), path)
+    return os.makedev(major[0], minor[0]), kind
+
+
 def sync_filesystem(path: AnyPath) -> None:
     """Wait until everything written to the filesystem of ``path`` is on the disk (syncfs(2))."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -3,6 +3,8 @@
 Everything comes from ``/proc`` (proc(5)); processes that vanish or deny access are passed over.
 Files below a tree that is a filesystem of its own to ``stat`` (a btrfs subvolume) are told by their
 device number, which also finds those whose path another mount namespace hides; otherwise by path.
+What other processes hold is never looked at in a way that asks a server: a FUSE filesystem that hangs
+would hang whoever looks.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from drivers import syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -62,13 +66,29 @@ def _held_by(pid: int, belongs: Belongs) -> str:
 
 
 def _marks_a_place(pid: int, fd: str) -> bool:
-    """Whether a descriptor is ``O_PATH``: it names a file, but nothing is read or written through it."""
+    """Whether nothing is read or written through a descriptor.
+
+    That is so for ``O_PATH``, and for a directory in a private copy of a mount, as whoever serves the
+    tree to others keeps it.
+    """
     try:
         lines = Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines()
     except OSError:
         return False
-    flags = next((line.split()[1] for line in lines if line.startswith("flags:")), "0")
-    return bool(int(flags, 8) & os.O_PATH)
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    flags = int(fields.get("flags", "0"), 8)
+    if flags & os.O_PATH:
+        return True
+    return bool(flags & os.O_DIRECTORY) and fields.get("mnt_id", "").strip() not in _mount_ids(pid)
+
+
+def _mount_ids(pid: int) -> set[str]:
+    """The mounts a process sees."""
+    try:
+        text = Path(f"/proc/{pid}/mountinfo").read_text(errors="surrogateescape")
+    except OSError:
+        return set()
+    return {line.split(" ", 1)[0] for line in text.splitlines()}
 
 
 def _membership(tree: Path) -> Belongs:
@@ -78,10 +98,10 @@ def _membership(tree: Path) -> Belongs:
 
         def on_device(link: str) -> bool:
             try:
-                target = os.stat(link)
+                device, kind = syscalls.known_device(link)
             except OSError:
                 return False
-            return target.st_dev == root.st_dev and not stat.S_ISSOCK(target.st_mode)
+            return device == root.st_dev and not stat.S_ISSOCK(kind)
 
         return on_device
     prefix = os.path.realpath(tree)

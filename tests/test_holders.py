@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from drivers import btrfs_ioctl
+from fsd.plane import mount, unmount
 from store.holders import holders
 
 WAIT = "import sys; print(1, flush=True); sys.stdin.read()"
@@ -70,6 +71,34 @@ def test_a_descriptor_that_only_marks_a_place_holds_nothing(tree: Path) -> None:
     code = f"import os; os.open({str(tree)!r}, os.O_PATH); {WAIT}"
     with running(sys.executable, "-c", code):
         assert holders(tree) == []
+
+
+def test_a_directory_in_a_private_copy_of_the_mount_holds_nothing(tree: Path) -> None:
+    code = f"""
+import os
+from drivers import syscalls
+copy = syscalls.clone_tree({str(tree)!r})
+os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=copy)
+{WAIT}
+"""
+    with running(sys.executable, "-c", code):
+        assert holders(tree) == []
+
+
+def test_a_server_that_never_answers_hangs_nobody(tree: Path, btrfs_dir: Path) -> None:
+    point = btrfs_dir / "silent"
+    point.mkdir()
+    device = mount(point)  # nobody serves it
+    try:
+        look = f"from pathlib import Path; from store.holders import holders; print(holders(Path({str(tree)!r})))"
+        with running(sys.executable, "-c", f"import os; os.open({str(point)!r}, os.O_PATH); {WAIT}"):
+            done = subprocess.run(
+                [sys.executable, "-c", look], capture_output=True, text=True, timeout=60, check=True
+            )
+        assert done.stdout == "[]\n"
+    finally:
+        os.close(device)
+        unmount(point)
 
 
 def test_a_root_directory_holds_the_tree(tree: Path) -> None:
