@@ -89,13 +89,14 @@ static long linux_is_mount_root(int dirfd, const char *path)
     return (stx.stx_attributes & STATX_ATTR_MOUNT_ROOT) != 0;
 }
 
-static long linux_known_device(const char *path, unsigned *major, unsigned *minor)
+static long linux_known_file(const char *path, unsigned *major, unsigned *minor, uint64_t *inode)
 {
     struct statx stx;
-    if (statx(AT_FDCWD, path, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, STATX_TYPE, &stx) < 0)
+    if (statx(AT_FDCWD, path, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, STATX_TYPE | STATX_INO, &stx) < 0)
         return -errno;
     *major = stx.stx_dev_major;
     *minor = stx.stx_dev_minor;
+    *inode = stx.stx_ino;
     return stx.stx_mode & S_IFMT;
 }
 
@@ -235,7 +236,7 @@ static long linux_renameat2(int old_fd, const char *old_path, int new_fd, const 
                             unsigned flags);
 static long linux_statfs_type(int fd);
 static long linux_is_mount_root(int dirfd, const char *path);
-static long linux_known_device(const char *path, unsigned *major, unsigned *minor);
+static long linux_known_file(const char *path, unsigned *major, unsigned *minor, uint64_t *inode);
 static long linux_mount(const char *source, const char *target, const char *type, unsigned long flags,
                         const char *data);
 static long linux_umount(const char *target, int flags);

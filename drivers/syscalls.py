@@ -69,14 +69,14 @@ def is_mount_root(path: AnyPath, dirfd: int = AT_FDCWD) -> bool:
     return bool(_checked(lib.linux_is_mount_root(dirfd, os.fsencode(path)), path))
 
 
-def known_device(path: AnyPath) -> tuple[int, int]:
-    """Device number and file type (``S_IFMT``) behind a magic link of ``/proc``, as the kernel knows them.
+def known_file(path: AnyPath) -> tuple[int, int, int]:
+    """Device and inode number and type (``S_IFMT``) behind a magic link of ``/proc``, as the kernel knows them.
 
     Asks no server of a network or FUSE filesystem, which may never answer (statx(2) AT_STATX_DONT_SYNC).
     """
-    major, minor = ffi.new("unsigned *"), ffi.new("unsigned *")
-    kind = _checked(lib.linux_known_device(os.fsencode(path), major, minor), path)
-    return os.makedev(major[0], minor[0]), kind
+    major, minor, inode = ffi.new("unsigned *"), ffi.new("unsigned *"), ffi.new("uint64_t *")
+    kind = _checked(lib.linux_known_file(os.fsencode(path), major, minor, inode), path)
+    return os.makedev(major[0], minor[0]), inode[0], kind
 
 
 def sync_filesystem(path: AnyPath) -> None:

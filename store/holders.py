@@ -98,7 +98,7 @@ def _membership(tree: Path) -> Belongs:
 
         def on_device(link: str) -> bool:
             try:
-                device, kind = syscalls.known_device(link)
+                device, _, kind = syscalls.known_file(link)
             except OSError:
                 return False
             return device == root.st_dev and not stat.S_ISSOCK(kind)

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Final
 
+from drivers import syscalls
 from store.errors import LockTimeout, StoreReadOnly
 
 F_OFD_GETLK: Final = 36
@@ -259,8 +260,7 @@ class LockFile:
 
 def _holds(pid: int, wanted: os.stat_result) -> bool:
     for name in os.listdir(f"/proc/{pid}/fd"):
-        st = os.stat(f"/proc/{pid}/fd/{name}")
-        if (st.st_dev, st.st_ino) != (wanted.st_dev, wanted.st_ino):
+        if syscalls.known_file(f"/proc/{pid}/fd/{name}")[:2] != (wanted.st_dev, wanted.st_ino):
             continue
         with open(f"/proc/{pid}/fdinfo/{name}", encoding="ascii", errors="replace") as info:
             if any(line.startswith("lock:") for line in info):

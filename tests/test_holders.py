@@ -90,12 +90,19 @@ def test_a_server_that_never_answers_hangs_nobody(tree: Path, btrfs_dir: Path) -
     point.mkdir()
     device = mount(point)  # nobody serves it
     try:
-        look = f"from pathlib import Path; from store.holders import holders; print(holders(Path({str(tree)!r})))"
+        (tree / "lock").touch()
+        look = f"""
+from pathlib import Path
+from store.holders import holders
+from store.lockfile import LockFile
+tree = Path({str(tree)!r})
+print(holders(tree), LockFile(tree / "lock").holders())
+"""
         with running(sys.executable, "-c", f"import os; os.open({str(point)!r}, os.O_PATH); {WAIT}"):
             done = subprocess.run(
                 [sys.executable, "-c", look], capture_output=True, text=True, timeout=60, check=True
             )
-        assert done.stdout == "[]\n"
+        assert done.stdout == "[] ()\n"
     finally:
         os.close(device)
         unmount(point)
