@@ -70,7 +70,7 @@ def is_mount_root(path: AnyPath, dirfd: int = AT_FDCWD) -> bool:
 
 
 def known_file(path: AnyPath) -> tuple[int, int, int]:
-    """Device and inode number and type (``S_IFMT``) behind a magic link of ``/proc``, as the kernel knows them.
+    """Device and inode number and type (``S_IFMT``) behind a magic link of ``/proc``, as far as known.
 
     Asks no server of a network or FUSE filesystem, which may never answer (statx(2) AT_STATX_DONT_SYNC).
     """
