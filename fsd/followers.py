@@ -27,6 +27,7 @@ log = logging.getLogger("fsd")
 
 WATCH_SECONDS = 1.0
 """How often the tables are looked at where inotify is not to be had; also after a missed event."""
+SAVING_SECONDS = 0.005
 MEASURE_SECONDS = 2.0
 """How often what stats asked for is measured; the budget of ``fsd.diffs`` bounds what that costs."""
 SIZE_SECONDS, SIZE_BUDGET = 10.0, 0.5
@@ -55,14 +56,15 @@ async def follow(site: Site, inodes: Inodes) -> None:
 
 async def _follow_tables(site: Site, inodes: Inodes) -> None:
     """Let the kernel forget what it knows of a listing as soon as the listing changes, by whoever."""
-    before = site.now
+    before, saving = site.now, False
     with contextlib.ExitStack() as stack:
         watch = _watch(site)
         if watch is not None:
             stack.callback(watch.close)
         while True:
-            with trio.move_on_after(WATCH_SECONDS):
+            with trio.move_on_after(SAVING_SECONDS if saving else WATCH_SECONDS):
                 await _next_change(watch)
+            saving = site.store.saving  # our own change, which shows when it is saved: look again soon
             now = site.now
             if now is not before:
                 site.events.compare(before, now)

@@ -191,6 +191,12 @@ class StoreCore:
             self._catalog = fresh
         return self._catalog
 
+    @property
+    def saving(self) -> bool:
+        """Whether this process is saving a table, whose files are ahead of what :meth:`catalog` shows."""
+        tables = self.tables
+        return any(table.saving for table in (tables.layers, tables.images, tables.containers))
+
     def mounts_now(self) -> MountView:
         """The mount counts, without a lock."""
         return self.tables.layers.mounts.peek()

@@ -116,10 +116,15 @@ class Draft(Generic[R]):
         if not self._unsaved and not anyway:
             return
         self._unsaved |= self._table.settled
-        self._table.lock.stamp()
-        self._segments = [self._save(segment, anyway) for segment in self._segments]
-        self._unsaved.clear()
-        self._table.adopt(self._segments, self.view)
+        view = self.view
+        self._table.saving = True
+        try:
+            self._table.lock.stamp()
+            self._segments = [self._save(segment, anyway) for segment in self._segments]
+            self._unsaved.clear()
+            self._table.adopt(self._segments, view)
+        finally:
+            self._table.saving = False
 
     def _save(self, segment: Segment[R], anyway: bool) -> Segment[R]:
         """Write one file unless it would stay as it is."""
@@ -194,6 +199,8 @@ class Table(Generic[R, V, D]):
             self._files.append((directory / f"volatile-{name}.json", True))
         self.settled: frozenset[str] = frozenset()
         """Records that lost a name to a later one, which the file does not show yet."""
+        self.saving = False
+        """A draft of this process is being saved: others go on seeing the table as it was before."""
         self._guard = threading.Lock()
         self._segments: list[Segment[R]] = []
         self._view: V | None = None
@@ -211,7 +218,7 @@ class Table(Generic[R, V, D]):
     def peek(self) -> V:
         """The table now, without any lock; costs a stat per file when nothing changed."""
         segments, view = self._segments, self._view
-        if view is not None and all(segment.fresh for segment in segments):
+        if view is not None and (self.saving or all(segment.fresh for segment in segments)):
             return view
         return self._load()[1]
 

@@ -224,3 +224,26 @@ def test_mount_point_records_of_unknown_layers_are_dropped(store):
     path.write_text(json.dumps([{"id": m.id, "path": m.path, "count": m.count} for m in draft]))
     store.create_layer()
     assert path.read_bytes() == b"[]"
+
+
+def test_our_own_saves_are_not_read_again_by_those_who_look_meanwhile(store, monkeypatch):
+    """A reader between the new file and the end of its save sees the table before, without parsing."""
+    layer = store.create_layer()
+    store.catalog()
+    parsed = []
+    monkeypatch.setattr(store.tables.layers, "_parse", lambda *args: parsed.append(args))
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            assert store.catalog().layer(layer.id) is not None
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    for number in range(20):
+        store.set_names(layer.id, [f"n{number}"])
+    done.set()
+    looking.join()
+    assert not parsed
+    assert not store.saving
+    assert store.catalog().layer(layer.id).names == ("n19",)
