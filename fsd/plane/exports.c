@@ -10,6 +10,9 @@
 #ifndef MOUNT_ATTR_RDONLY
 #define MOUNT_ATTR_RDONLY 0x1
 #endif
+#ifndef MOUNT_ATTR_NODEV
+#define MOUNT_ATTR_NODEV 0x4
+#endif
 #define ATIME_BITS 0x70
 #define BTRFS_FID 0x4d
 #define BTRFS_FID_LENGTH 20
@@ -22,10 +25,10 @@ static uint64_t device_of(const struct statx *info) {
     return (uint64_t)info->stx_dev_major << 32 | info->stx_dev_minor;
 }
 
-/* A private copy of the directory's mount: nothing is mounted below it, and reading through it leaves
-   access times alone. Where that is not allowed, the directory itself. */
+/* A private copy of the directory's mount: nothing is mounted below it, no device can be opened in it, and
+   reading through it leaves access times alone. Where that is not allowed, the directory itself. */
 static int open_root(struct export *ex, const char *path) {
-    struct mount_attributes attributes = {.set = MOUNT_ATTR_NOATIME, .clear = ATIME_BITS};
+    struct mount_attributes attributes = {.set = MOUNT_ATTR_NOATIME | MOUNT_ATTR_NODEV, .clear = ATIME_BITS};
     int fd = ex->flags & FSD_BY_NAME ? -1
                                      : (int)syscall(SYS_open_tree, AT_FDCWD, path,
                                                     1 /* OPEN_TREE_CLONE */ | O_CLOEXEC | AT_SYMLINK_NOFOLLOW);

@@ -108,23 +108,6 @@ static bool is_node(const struct node *node, int fd) {
     return !(info.stx_ino >> 8) || info.stx_ino == (node->id & INODE_MASK);
 }
 
-/* The nearest ancestor that is the root or kept open, and how many levels above the node it is. */
-static struct node *nearest_open(struct plane *p, struct node *node, int *levels) {
-    *levels = 0;
-    while (node->parent && node->slot < 0 && node->pin < 0) {
-        node = node->parent;
-        ++*levels;
-    }
-    (void)p;
-    return node;
-}
-
-static struct node *ancestor(struct node *node, int levels) {
-    while (levels-- > 0 && node->parent)
-        node = node->parent;
-    return node;
-}
-
 static int step_down(struct plane *p, struct node *child, int directory) {
     char name[LONGEST_NAME + 1];
     node_name(p, child, name);
@@ -138,25 +121,85 @@ static int step_down(struct plane *p, struct node *child, int directory) {
     return fd;
 }
 
+/* A node and those above it, held, up to the first whose descriptor is at hand. */
+struct chain {
+    struct node **nodes;
+    size_t count, room;
+};
+
+static bool chain_add(struct chain *chain, struct node *node) {
+    if (chain->count == chain->room) {
+        size_t room = chain->room ? chain->room * 2 : 16;
+        struct node **nodes = realloc(chain->nodes, room * sizeof *nodes);
+        if (!nodes)
+            return false;
+        chain->nodes = nodes;
+        chain->room = room;
+    }
+    chain->nodes[chain->count++] = node;
+    return true;
+}
+
+static bool take_slot(struct plane *p, struct node *node, struct fdref *ref) {
+    pthread_mutex_lock(&p->slots_lock);
+    bool found = node->slot >= 0;
+    if (found) {
+        struct slot *slot = &p->slots[node->slot];
+        slot->users++;
+        slot->used = true;
+        *ref = (struct fdref){.fd = slot->fd, .slot = node->slot};
+    }
+    pthread_mutex_unlock(&p->slots_lock);
+    return found;
+}
+
+/* A descriptor of an ancestor that takes no walk to get; 1 when there is none. */
+static int at_hand(struct plane *p, struct node *node, struct fdref *ref) {
+    if (node->pin >= 0 || node->root) {
+        *ref = (struct fdref){.fd = node->root ? node->tree->export->root : node->pin, .slot = -2};
+        return 0;
+    }
+    if (take_slot(p, node, ref))
+        return 0;
+    struct node *parent = node_parent(p, node);
+    node_put(p, parent);
+    return parent ? 1 : fd_of(p, node, ref) < 0 ? ref->fd : 0;
+}
+
+/* Collect what lies between a node and the descriptor to begin at. */
+static int climb(struct plane *p, struct node *node, struct chain *chain, struct fdref *ref) {
+    int result = 1;
+    for (node_hold(node); result > 0;) {
+        if (!chain_add(chain, node)) {
+            node_put(p, node);
+            return -ENOMEM;
+        }
+        if (!(node = node_parent(p, node)))
+            return -ESTALE;
+        result = at_hand(p, node, ref);
+        if (result <= 0 && !chain_add(chain, node)) {
+            node_put(p, node);
+            fd_release(p, ref);
+            return -ENOMEM;
+        }
+    }
+    return result;
+}
+
 /* Open a node by the names above it, from the nearest open ancestor down; no recursion for deep trees. */
 static int open_by_names(struct plane *p, struct node *node) {
-    int levels;
-    struct node *start = nearest_open(p, node->parent, &levels);
-    struct fdref ref;
-    int fd = start->parent || start->slot >= 0 || start->pin >= 0 || start->tree->kind != BY_NAME
-                 ? fd_of(p, start, &ref)
-                 : (ref = (struct fdref){.fd = start->tree->export->root, .slot = -2}).fd;
-    if (fd < 0)
-        return fd;
-    for (int level = levels; level >= 0; level--) {
-        struct node *child = level ? ancestor(node, level) : node;
-        int next = step_down(p, child, ref.fd);
+    struct chain chain = {0};
+    struct fdref ref = {.fd = -1, .slot = -2};
+    int fd = climb(p, node, &chain, &ref);
+    for (size_t at = chain.count - 1; fd >= 0 && at-- > 0;) {
+        fd = step_down(p, chain.nodes[at], ref.fd);
         fd_release(p, &ref);
-        if (next < 0)
-            return next;
-        ref = (struct fdref){.fd = next, .slot = -1};
+        ref = (struct fdref){.fd = fd, .slot = -1};
     }
-    return ref.fd;
+    for (size_t at = 0; at < chain.count; at++)
+        node_put(p, chain.nodes[at]);
+    free(chain.nodes);
+    return fd;
 }
 
 static int open_root(struct node *node, int flags) {
@@ -169,7 +212,7 @@ static int open_root(struct node *node, int flags) {
 
 static int open_afresh(struct plane *p, struct node *node, int flags) {
     struct handle handle;
-    if (node->parent) {
+    if (node->by_name) {
         int path = open_by_names(p, node);
         if (path < 0 || flags & O_PATH)
             return path;
@@ -195,19 +238,6 @@ int node_open(struct plane *p, struct node *node, int flags) {
 static int open_directory(struct plane *p, struct node *node) {
     int fd = node_open(p, node, DIRECTORY_FLAGS);
     return fd == -EACCES ? node_open(p, node, PATH_FLAGS | O_DIRECTORY) : fd;
-}
-
-static bool take_slot(struct plane *p, struct node *node, struct fdref *ref) {
-    pthread_mutex_lock(&p->slots_lock);
-    bool found = node->slot >= 0;
-    if (found) {
-        struct slot *slot = &p->slots[node->slot];
-        slot->users++;
-        slot->used = true;
-        *ref = (struct fdref){.fd = slot->fd, .slot = node->slot};
-    }
-    pthread_mutex_unlock(&p->slots_lock);
-    return found;
 }
 
 /* A slot nobody uses, least recently used as far as one bit tells; -1 when all are in use. */

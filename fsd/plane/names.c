@@ -40,6 +40,7 @@ static int begin(struct request *r, struct place *place, const char *name, uint3
 /* The answer to a request that made `name`. */
 static int made(struct request *r, struct place *place, const char *name) {
     struct child child;
+    r->done = true;
     int result = child_of(r, place->parent, place->ref.fd, name, &child);
     return result ? result : reply_entry(r, &child);
 }
@@ -95,13 +96,14 @@ int do_mkdir(struct request *r) {
     return finish(r, &place, result);
 }
 
-/* Open what is about to lose a name, if the kernel knows it; -1 otherwise. */
+/* Open what is about to lose a name, if the kernel knows it; -1 otherwise, PARK when nothing may be done yet. */
 static int open_victim(struct request *r, struct node *parent, int directory, const char *name,
                        struct node **node) {
     struct child child;
     *node = NULL;
-    if (child_of(r, parent, directory, name, &child))
-        return -1;
+    int result = child_of(r, parent, directory, name, &child);
+    if (result)
+        return result == PARK ? PARK : -1;
     *node = child.node;
     bool file = S_ISREG(child.info.stx_mode) && parent->tree->kind != BY_NAME; /* open ones stay reachable */
     if (file || !child.node->lookups || child.node->pin >= 0 ||
@@ -135,7 +137,7 @@ static int remove_name(struct request *r, int flags) {
         result = fd_of(r->plane, place.parent, &place.ref);
     if (result >= 0) {
         int fd = open_victim(r, place.parent, place.ref.fd, name, &victim);
-        result = check(unlinkat(place.ref.fd, name, flags));
+        result = fd == PARK ? PARK : check(unlinkat(place.ref.fd, name, flags));
         victim_done(r, victim, fd, !result);
     }
     return finish(r, &place, result);
@@ -163,8 +165,9 @@ static int move(struct request *r, struct place *from, const char *old, struct p
                 uint32_t flags) {
     struct node *victim = NULL;
     int fd = flags & RENAME_EXCHANGE ? -1 : open_victim(r, to->parent, to->ref.fd, new, &victim);
-    int result = check(renameat2(from->ref.fd, old, to->ref.fd, new, flags));
+    int result = fd == PARK ? PARK : check(renameat2(from->ref.fd, old, to->ref.fd, new, flags));
     victim_done(r, victim, fd, !result);
+    r->done = !result;
     if (!result)
         renamed(r, to->parent, to->ref.fd, new);
     if (!result && flags & RENAME_EXCHANGE)

@@ -18,6 +18,7 @@ pthread_mutex_t *node_lock(struct plane *p, const struct node *node) {
 }
 
 int nodes_init(struct plane *p) {
+    pthread_mutex_init(&p->parents_lock, NULL);
     for (int i = 0; i < SHARDS; i++) {
         struct shard *shard = &p->shards[i];
         pthread_mutex_init(&shard->lock, NULL);
@@ -138,7 +139,8 @@ static struct node *node_new(struct plane *p, struct tree *tree, uint64_t id, co
         return NULL;
     node->id = id;
     node->tree = tree;
-    node->slot = node->pin = -1;
+    node->slot = -1;
+    atomic_init(&node->pin, -1);
     node->directory = directory;
     atomic_init(&node->refs, 1);
     if (handle) {
@@ -156,6 +158,7 @@ static struct node *node_new(struct plane *p, struct tree *tree, uint64_t id, co
     if (parent) {
         node_hold(parent);
         node->parent = parent;
+        node->by_name = true;
     }
     atomic_fetch_add(&tree->export->nodes, 1);
     atomic_fetch_add(&p->node_count, 1);
@@ -186,6 +189,37 @@ static void set_place(struct node *node, const char *name) {
     }
 }
 
+static bool is_above(const struct node *node, const struct node *below) {
+    while (below && below != node)
+        below = below->parent;
+    return below;
+}
+
+/* Note where a node is met now. Names seen at different times may contradict each other: one that would
+   put a directory below itself is left alone, and it is found again when it is next looked up. Returns
+   what the caller has to put. */
+static struct node *set_parent(struct plane *p, struct node *node, struct node *parent) {
+    struct node *before = NULL;
+    pthread_mutex_lock(&p->parents_lock);
+    if (node->parent && node->parent != parent && !is_above(node, parent)) {
+        before = node->parent;
+        node_hold(parent);
+        node->parent = parent;
+    }
+    pthread_mutex_unlock(&p->parents_lock);
+    return before;
+}
+
+/* The directory a node is reached through, held; NULL where a handle leads to it. */
+struct node *node_parent(struct plane *p, struct node *node) {
+    pthread_mutex_lock(&p->parents_lock);
+    struct node *parent = node->parent;
+    if (parent)
+        node_hold(parent);
+    pthread_mutex_unlock(&p->parents_lock);
+    return parent;
+}
+
 /* The held node of an inode; counts no lookup. `handle` is NULL where the inode number is enough. */
 struct node *node_enter(struct plane *p, struct tree *tree, uint64_t inode, const struct handle *handle,
                         struct node *parent, const char *name, bool directory) {
@@ -198,11 +232,8 @@ struct node *node_enter(struct plane *p, struct tree *tree, uint64_t inode, cons
     if (node && same(node, tree, handle)) {
         atomic_fetch_add(&node->refs, 1);
         set_place(node, name);
-        if (by_name && node->parent && node->parent != parent && parent != node) {
-            moved = node->parent;
-            node_hold(parent);
-            node->parent = parent;
-        }
+        if (by_name)
+            moved = set_parent(p, node, parent);
         pthread_mutex_unlock(&shard->lock);
         node_put(p, moved);
         return node;
@@ -252,14 +283,9 @@ void node_forget(struct plane *p, uint64_t id, uint64_t lookups) {
 
 /* Note under which name a node is met from now on. */
 void node_rename(struct plane *p, struct node *node, struct node *parent, const char *name) {
-    struct node *before = NULL;
     pthread_mutex_lock(node_lock(p, node));
     set_place(node, name);
-    if (node->parent && node->parent != parent && parent != node) {
-        before = node->parent;
-        node_hold(parent);
-        node->parent = parent;
-    }
+    struct node *before = set_parent(p, node, parent);
     pthread_mutex_unlock(node_lock(p, node));
     node_put(p, before);
 }
@@ -308,4 +334,5 @@ void nodes_free(struct plane *p) {
                     }
     }
     free_tables(p);
+    pthread_mutex_destroy(&p->parents_lock);
 }

@@ -100,6 +100,8 @@ static int park(struct request *r, fsd_event *event) {
 }
 
 int park_for_number(struct request *r, struct export *ex, const struct handle *root) {
+    if (r->done)
+        return -ESTALE;
     fsd_event event = describe(r, FSD_NUMBER, ex, NULL, NULL);
     event.handle_length = 4 + root->length;
     memcpy(event.handle, &root->type, 4);

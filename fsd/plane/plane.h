@@ -47,8 +47,8 @@ enum tree_kind { BY_BTRFS_HANDLE = FSD_BTRFS_HANDLES, BY_HANDLE = FSD_HANDLES, B
 struct export {
     struct export *next;
     uint32_t number; /* of its root's tree */
-    uint32_t flags;
-    uint64_t owner;
+    _Atomic uint32_t flags;
+    _Atomic uint64_t owner;
     uint64_t mount_id;
     int root;    /* O_PATH, in a private copy of the mount where that is allowed */
     int mount;   /* the same, open for real, as open_by_handle_at(2) wants it; -1 where that is not allowed */
@@ -83,16 +83,17 @@ struct node {
     struct node *next;
     struct tree *tree;
     struct handle *handle; /* BY_HANDLE trees */
-    struct node *parent;   /* nodes that can only be reached by name */
+    struct node *parent;   /* nodes that can only be reached by name; under parents_lock */
     char *name;
     struct data_state *data;
     uint64_t seen; /* digest of the state of the data the kernel may have cached */
     uint64_t lookups;
     uint32_t generation;
     atomic_uint refs;
-    int slot;
-    int pin;
+    int slot; /* under slots_lock */
+    _Atomic int pin;
     bool directory;
+    bool by_name; /* has a parent */
     bool root;     /* of an export */
     bool detached; /* no longer in the table */
 };
@@ -176,6 +177,7 @@ struct plane {
     pthread_t pump;
     bool pump_started;
     struct shard shards[SHARDS];
+    pthread_mutex_t parents_lock; /* taken after a shard's */
     pthread_rwlock_t exports_lock;
     struct export *exports;
     pthread_mutex_t slots_lock;
@@ -222,6 +224,7 @@ struct request {
     size_t length;      /* of arg, bytes */
     unsigned char *out; /* room for an answer's payload, BUFFER_SIZE bytes less the header */
     bool passed_gate;
+    bool done; /* what was asked for has happened, so it must not be done again */
 };
 
 struct worker {
@@ -244,6 +247,7 @@ void node_forget(struct plane *p, uint64_t id, uint64_t lookups);
 struct node *node_enter(struct plane *p, struct tree *tree, uint64_t inode, const struct handle *handle,
                         struct node *parent, const char *name, bool directory);
 void node_count(struct plane *p, struct node *node);
+struct node *node_parent(struct plane *p, struct node *node);
 void node_rename(struct plane *p, struct node *node, struct node *parent, const char *name);
 void node_name(struct plane *p, struct node *node, char *name);
 void node_pin(struct plane *p, struct node *node, int fd);

@@ -127,9 +127,9 @@ int do_removexattr(struct request *r) {
     const char *name = take_text(r, 0);
     struct target target;
     int result = target_take(r, &target, true);
+    if (!result && !name)
+        result = -EINVAL;
     if (!result)
-        result = name ? removexattr(target.path, name) : -EINVAL;
-    if (result == -1)
-        result = -errno;
+        result = removexattr(target.path, name) ? -errno : 0;
     return target_drop(r, &target, result);
 }
