@@ -4,6 +4,10 @@ A node's number is a hash of its key, so it is the same after a remount, with li
 (unlikely) collision. The kernel holds a reference for each successful lookup and gives references
 back in ``forget``; a node no reference names is dropped. This module does no I/O.
 
+The kernel keeps the inode of a removed directory, marked dead, for as long as somebody has it open: every
+lookup in it is ENOENT. If the same object comes back it would be given that inode again, so a removed
+directory's number goes on with another generation (fuse.h, ``fuse_entry_out.generation``).
+
 The numbers stay below 2**62: the range with bit 62 set belongs to the real directory trees
 (``fsd.plane``). Number 1 is the root of the tree (fuse.h, FUSE_ROOT_ID).
 """
@@ -32,6 +36,7 @@ class Inodes:
         self._nodes: dict[int, Node] = {ROOT: root}
         self._numbers: dict[str, int] = {root.key: ROOT}
         self._lookups: dict[int, int] = {ROOT: 1}
+        self._generations: dict[int, int] = {}
 
     def number(self, node: Node) -> pyfuse3.InodeT:
         """The node's number; the newest node of a key replaces an older one of the same key."""
@@ -59,6 +64,16 @@ class Inodes:
         number = self._numbers.get(key)
         return None if number is None else pyfuse3.InodeT(number)
 
+    def retire(self, key: str) -> None:
+        """The directory of that key was removed by ``rmdir``: the kernel will not look in its inode again."""
+        number = self._numbers.get(key)
+        if number is not None:
+            self._generations[number] = self.generation(number) + 1
+
+    def generation(self, number: int) -> int:
+        """How often the node was removed while the kernel knew it."""
+        return self._generations.get(number, 0)
+
     def forget(self, counts: Iterable[tuple[int, int]]) -> None:
         """Take lookups back; unknown numbers are ignored, as the kernel may race with a drop."""
         for number, count in counts:
@@ -68,6 +83,7 @@ class Inodes:
             elif number in self._nodes:
                 del self._numbers[self._nodes.pop(number).key]
                 del self._lookups[number]
+                self._generations.pop(number, None)
 
     def __len__(self) -> int:
         return len(self._nodes)

@@ -200,6 +200,8 @@ class Operations(pyfuse3.Operations):
             self.real.check_removal(child.key, ctx, child.path)
             await self.views.release(child.subject.layer_ids())
         await self._removal(parent.kind.rmdir, parent, name, ctx)
+        if child is not None:
+            self.inodes.retire(child.key)
 
     async def unlink(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
         """Attributes cannot be unlinked; who tries will not empty the object's trees either."""
@@ -424,7 +426,10 @@ class Operations(pyfuse3.Operations):
             spec = await trio.to_thread.run_sync(node.kind.view, node.subject)
             return _root_attributes(InodeT(await self.views.export(spec)), node.kind.keep_name)
         found = await self._call(node, node.kind.attributes)
-        return _entry_attributes(self.inodes.number(node), found, node.kind.keep_name)
+        number = self.inodes.number(node)
+        entry = _entry_attributes(number, found, node.kind.keep_name)
+        entry.generation = self.inodes.generation(number)
+        return entry
 
     async def _replaced(self, node: Node) -> None:
         """A command may have put another directory behind ``rootfs``: the kernel must ask again."""
@@ -479,7 +484,6 @@ def _entry_attributes(number: InodeT, found: Attributes, keep_name: float) -> En
     """Attributes as pyfuse3 wants them."""
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = number
-    entry.generation = 0
     entry.entry_timeout = keep_name
     entry.attr_timeout = found.keep
     entry.st_mode = pyfuse3.ModeT(found.mode)

@@ -57,3 +57,12 @@ def test_number_collision_is_probed(inodes, monkeypatch):
     assert first != second
     assert inodes.node(first).key == "a"
     assert inodes.node(second).key == "b"
+
+
+def test_removed_directory_that_is_still_held_comes_back_with_another_generation(inodes):
+    number = inodes.remember(_node("containers:1"))
+    inodes.retire("containers:1")
+    assert inodes.remember(_node("containers:1")) == number
+    assert inodes.generation(number) == 1
+    inodes.forget([(number, 2)])
+    assert inodes.generation(number) == 0

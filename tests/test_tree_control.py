@@ -62,6 +62,21 @@ def test_rmdir_puts_a_container_into_the_trash_and_mv_brings_it_back(tree, conta
     assert "back" in containers_storage("containers").stdout
 
 
+def test_container_that_comes_back_is_whole_although_its_removed_directory_is_held_open(tree):
+    """The kernel keeps a removed directory that somebody has open, and finds nothing in it any more."""
+    container = tree.path / "containers" / CONTAINER
+    held = os.open(container, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.rmdir(container)
+        (name,) = os.listdir(tree.path / "trash")
+        os.rename(tree.path / "trash" / name, container)
+        assert (container / "names").read_text() == f"{CONTAINER}\n"
+        assert "rootfs" in os.listdir(container)
+        assert os.listdir(container / "rootfs")
+    finally:
+        os.close(held)
+
+
 def test_image_returns_from_the_trash_under_its_names(tree, podman):
     (tree.path / "containers" / CONTAINER).rmdir()
     (tree.path / "images" / TOP).rmdir()
