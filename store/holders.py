@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     Belongs = Callable[[str], bool]
 
+PATIENCE = 1.0
+OPEN_FILE = "an open file"
 LINKS = {"root": "its root directory", "cwd": "its working directory", "exe": "its program"}
 
 
@@ -37,18 +40,26 @@ class Holder:
         return f"process {self.pid} ({self.command}) by {self.what}"
 
 
-def holders(tree: Path, *, ignore: Iterable[int] = ()) -> list[Holder]:
+def holders(tree: Path, *, ignore: Iterable[int] = (), patience: float = PATIENCE) -> list[Holder]:
     """The processes that hold ``tree``, one entry each; our own and ``ignore`` are left out.
+
+    Args:
+        patience: seconds within which files open at first may be closed. Whoever measures the tree or takes
+            a snapshot of it, as a daemon does on its own account, has it open for a moment.
 
     Raises:
         OSError: ``tree`` cannot be examined
     """
     belongs = _membership(tree)
     skipped = {os.getpid(), *ignore}
-    found = {pid: what for pid in _pids() if pid not in skipped and (what := _held_by(pid, belongs))}
-    for pid, point in _mounts_of(tree):
-        found.setdefault(pid, f"a mount at {point}")
-    return [Holder(pid=pid, command=_command(pid), what=what) for pid, what in found.items()]
+    ends = time.monotonic() + patience
+    while True:
+        found = {pid: what for pid in _pids() if pid not in skipped and (what := _held_by(pid, belongs))}
+        for pid, point in _mounts_of(tree):
+            found.setdefault(pid, f"a mount at {point}")
+        if set(found.values()) != {OPEN_FILE} or time.monotonic() >= ends:
+            return [Holder(pid=pid, command=_command(pid), what=what) for pid, what in found.items()]
+        time.sleep(0.02)
 
 
 def _pids() -> Iterator[int]:
@@ -61,18 +72,20 @@ def _held_by(pid: int, belongs: Belongs) -> str:
             return words
     for fd in _entries(f"/proc/{pid}/fd"):
         if belongs(f"/proc/{pid}/fd/{fd}") and not _marks_a_place(pid, fd):
-            return "an open file"
+            return OPEN_FILE
     return ""
 
 
 def _marks_a_place(pid: int, fd: str) -> bool:
-    """Whether nothing is read or written through a descriptor.
+    """Whether nothing is, or will be, read or written through a descriptor.
 
     That is so for ``O_PATH``, and for a directory in a private copy of a mount, as whoever serves the
     tree to others keeps it.
     """
     try:
         lines = Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines()
+    except FileNotFoundError:
+        return True  # closed meanwhile
     except OSError:
         return False
     fields = dict(line.split(":", 1) for line in lines if ":" in line)

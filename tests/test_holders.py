@@ -140,3 +140,23 @@ def test_a_neighbour_with_the_same_prefix_holds_nothing(tree: Path, btrfs_dir: P
     neighbour.mkdir()
     with running(sys.executable, "-c", WAIT, cwd=neighbour):
         assert holders(tree) == []
+
+
+def test_file_open_for_a_moment_does_not_hold_the_tree(tree: Path) -> None:
+    """A daemon that measures a tree has it open, and would otherwise keep others from a rollback."""
+    (tree / "file").write_text("x")
+    code = "\n".join(
+        (
+            "import sys, time",
+            "with open(sys.argv[1]):",
+            "    print(1, flush=True)",
+            "    sys.stdin.readline()",
+            "    time.sleep(0.2)",
+            "sys.stdin.read()",
+        )
+    )
+    with running(sys.executable, "-c", code, tree / "file") as child:
+        assert [holder.pid for holder in holders(tree, patience=0)] == [child.pid]
+        child.stdin.write(b"\n")
+        child.stdin.flush()
+        assert holders(tree, patience=60) == []
