@@ -13,7 +13,8 @@
       check.py        consistency, repair, garbage collection
     catalog.py      the whole store at one moment, without locks
     layers.py  images.py  containers.py      one table each, on
-    table.py  segment.py  view.py            records in JSON files under a lock, saved atomically
+    table.py  segment.py  view.py            records in JSON files under a lock, saved atomically by
+    replacing.py                             new contents of files, waited for together
     lockfile.py     the lock protocol and its stamps
     records.py  codec.py                     records, and their JSON byte for byte
     bigdata.py  names.py  ids.py  idranges.py  options.py  config.py  durable.py  errors.py

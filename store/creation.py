@@ -21,6 +21,7 @@ from store.ids import check_id, new_id
 from store.names import dedupe
 from store.options import BigData, ContainerOptions, ImageOptions, LayerOptions
 from store.records import Container, Image, Layer
+from store.table import Saving
 
 if TYPE_CHECKING:
     from store.core import Transaction
@@ -231,7 +232,7 @@ class Creations(AutomaticMappings):
             made_from = self._image_for_container(tx, image) if image else None
             options = self.settle_mappings(tx, options, made_from)
             top = self._content_of(tx, made_from, options)
-            made = self._container_layer(tx, undo, layer_id, top, options)
+            made = self._container_layer(tx, layer_id, top, options)
             container = Container(
                 id=container_id,
                 names=names,
@@ -244,7 +245,7 @@ class Creations(AutomaticMappings):
                 flags=container_flags(options),
             )
             container = self._container_data(container, options.big_data, undo)
-            self._record_container(tx, undo, container, made)
+            self._make_container(tx, undo, container, made, top, options)
             undo.pop_all()
         return container
 
@@ -254,16 +255,30 @@ class Creations(AutomaticMappings):
             raise BadValue("a mount label and a process label go together: give both or neither")
         return replace(options, volatile=False) if self.options.disable_volatile else options
 
-    def _record_container(self, tx: Transaction, undo: ExitStack, container: Container, made: Layer) -> None:
-        tx.layers.add(made)
-        tx.layers.flush()
-        undo.callback(self._forget_layer, tx.layers, made.id)
+    def _make_container(
+        self,
+        tx: Transaction,
+        undo: ExitStack,
+        container: Container,
+        layer: Layer,
+        top: Layer | None,
+        options: ContainerOptions,
+    ) -> None:
+        """Write both records, make the tree, and only then let anybody see the records."""
+        saving = Saving(undo)
+        tx.layers.add(layer)
+        saving.add(tx.layers)
         tx.containers.add(container)
-        tx.containers.flush()
+        saving.add(tx.containers)
+        how = LayerOptions(storage_opts=options.storage_opts)
+        self.grow_tree(tx.layers, undo, layer, top, layer.mappings, True, how)
+        undo.callback(self._forget_layer, tx.layers, layer.id, saving)
+        saving.publish()
 
-    def _forget_layer(self, draft: LayerDraft, layer_id: str) -> None:
-        draft.remove(layer_id)
-        draft.flush()
+    def _forget_layer(self, draft: LayerDraft, layer_id: str, saving: Saving) -> None:
+        if saving.begun:
+            draft.remove(layer_id)
+            draft.flush()
 
     def _image_for_container(self, tx: Transaction, key: str) -> Image:
         image = tx.images.view.resolve(key)
@@ -281,8 +296,9 @@ class Creations(AutomaticMappings):
         return self.image_layer_for(tx, image, options)
 
     def _container_layer(
-        self, tx: Transaction, undo: ExitStack, layer_id: str, top: Layer | None, options: ContainerOptions
+        self, tx: Transaction, layer_id: str, top: Layer | None, options: ContainerOptions
     ) -> Layer:
+        """The record of the layer a new container will have."""
         mappings = self.layer_mappings(options, top)
         layer = Layer(
             id=layer_id,
@@ -290,9 +306,12 @@ class Creations(AutomaticMappings):
             parent=top.id if top is not None else "",
             mount_label=options.mount_label,
             created=codec.now(),
+            uidmap=mappings.uids,
+            gidmap=mappings.gids,
         )
-        how = LayerOptions(storage_opts=options.storage_opts)
-        return self.grow_layer(tx.layers, undo, layer, top, mappings, True, how)
+        tx.layers.check_id_free(layer.id)
+        tx.layers.check_names(layer.names)
+        return layer
 
     def _container_data(self, container: Container, items: Iterable[BigData], undo: ExitStack) -> Container:
         directory = self.table_directory("containers") / container.id

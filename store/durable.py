@@ -32,6 +32,11 @@ def file_state(path: Path) -> FileState:
         return ABSENT
 
 
+def file_state_of(fd: int) -> FileState:
+    """The version of an open file."""
+    return _state(os.fstat(fd))
+
+
 def read_with_state(path: Path) -> tuple[bytes, FileState]:
     """Content and version of ``path``, of one and the same file; empty when there is none."""
     try:

@@ -7,7 +7,7 @@ names the image from then on. The copy takes constant time where the driver's co
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ from store.objects import make_container
 from store.records import Container, Layer
 from store.snapshots import snapshot_key
 from store.state import Intent, State, journal
+from store.table import Saving
 
 if TYPE_CHECKING:
     from store.core import Transaction
@@ -220,17 +221,21 @@ def _exchange(store: Store, tables: Transaction, container_id: str, source: Sour
     old = tables.layers.existing(container.layer)
     _check_pristine(store, tables, container, old)
     _check_source(tables, source)
-    _copy(store, tables, source, new, old, container)
-    try:
+    filled = replace(container, image=source.image, layer=new)
+    with ExitStack() as undo:
+        saving = Saving(undo)
         tables.layers.put(replace(old, names=()))
         tables.layers.add(_record(old, container, source, new))
-        tables.layers.flush()
-        filled = tables.containers.put(replace(container, image=source.image, layer=new))
-        tables.containers.flush()
-    except BaseException:
-        _undo(store, tables, new, old)
-        raise
-    _drop(store, tables, old)
+        saving.add(tables.layers)
+        tables.containers.put(filled)
+        saving.add(tables.containers)
+        tables.layers.remove(old.id)
+        saving.add(tables.layers)
+        undo.callback(_undo, store, tables, new, old, container, saving)
+        _copy(store, tables, source, new, old, container)
+        saving.publish()
+        undo.pop_all()
+    _remove(store, old.id)
     return filled
 
 
@@ -287,21 +292,36 @@ def _copy(
     store.driver.settle(new)
 
 
-def _undo(store: Store, tables: Transaction, new: str, old: Layer) -> None:
-    tables.layers.put(old)
-    if tables.layers.get(new) is not None:
+def _undo(
+    store: Store, tables: Transaction, new: str, old: Layer, container: Container, saving: Saving
+) -> None:
+    """Back to what was; records that nobody could see yet are just forgotten."""
+    saving.discard()
+    if saving.begun:
+        if tables.layers.get(old.id) is None:
+            tables.layers.add(old)
+        tables.layers.put(old)
+        tables.layers.flush()
+        tables.containers.put(container)
+        tables.containers.flush()
         tables.layers.remove(new)
-    tables.layers.flush()
-    store.driver.remove(new)
+        tables.layers.flush()
+    with suppress(driver_errors.LayerUnknown):
+        store.driver.remove(new)
 
 
 def _drop(store: Store, tables: Transaction, layer: Layer) -> None:
     """Remove a layer nothing names, record first: a tree without a record harms nobody (FORMAT 7)."""
     tables.layers.remove(layer.id)
     tables.layers.flush()
-    store.driver.remove(layer.id)
-    store.tar_split_path(layer.id).unlink(missing_ok=True)
-    remove_tree(store.table_directory("layers") / layer.id)
+    _remove(store, layer.id)
+
+
+def _remove(store: Store, layer_id: str) -> None:
+    """Remove what belonged to the record of a layer."""
+    store.driver.remove(layer_id)
+    store.tar_split_path(layer_id).unlink(missing_ok=True)
+    remove_tree(store.table_directory("layers") / layer_id)
 
 
 def end_fill(store: Store, intent: Intent) -> None:

@@ -79,6 +79,19 @@ class Growth(Queries):
         """
         draft.check_id_free(layer.id)
         draft.check_names(layer.names)
+        return self.grow_tree(draft, undo, layer, base, mappings, writeable, options)
+
+    def grow_tree(
+        self,
+        draft: LayerDraft,
+        undo: ExitStack,
+        layer: Layer,
+        base: Layer | None,
+        mappings: IDMappings,
+        writeable: bool,
+        options: LayerOptions,
+    ) -> Layer:
+        """:meth:`grow_layer` for a record that was checked before, and may be in the draft already."""
         creation = Creation(
             mount_label=layer.mount_label, storage_opts=options.storage_opts, mappings=mappings
         )
@@ -92,7 +105,7 @@ class Growth(Queries):
                 self.driver.create(layer.id, parent, creation)
         except LayerExists:
             self._replace_orphan(layer.id)
-            return self.grow_layer(draft, undo, layer, base, mappings, writeable, options)
+            return self.grow_tree(draft, undo, layer, base, mappings, writeable, options)
         undo.callback(self.driver.remove, layer.id)
         layer = self.adjust_owners(layer, None if options.template else base, mappings)
         self.driver.settle(layer.id)

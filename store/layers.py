@@ -1,7 +1,7 @@
 """The layer table and the mount table that belongs to it.
 
-Every save of ``layers.json`` rewrites ``mountpoints.json`` too (FORMAT 3.6); ``mountpoints.lock`` is
-innermost and only ever taken while ``layers.lock`` is held.
+``mountpoints.lock`` is innermost and only ever taken while ``layers.lock`` is held. Other tools rewrite
+``mountpoints.json`` with every save of ``layers.json``; here it is written when a mount in it changed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from store.errors import DuplicateName, LayerUnknown
 from store.records import INCOMPLETE, Layer, MountPoint
-from store.table import Draft, Table
+from store.table import Draft, Staged, Table
 from store.view import View
 
 if TYPE_CHECKING:
@@ -157,15 +157,15 @@ class LayerDraft(Draft[Layer]):
         self.flush()
         return flagged
 
-    def flush(self, *, anyway: bool = False) -> None:
-        """Save the layers, and with them the mounts of those that still exist."""
-        saving = bool(self._unsaved) or anyway
-        super().flush(anyway=anyway)
-        if saving:
+    def stage(self, *, anyway: bool = False) -> Staged[Layer] | None:
+        """See the base class; forgets the mounts of layers that are gone."""
+        staged = super().stage(anyway=anyway)
+        if staged is not None:
             for mount in self.mounts:
                 if self.get(mount.id) is None:
                     self.mounts.remove(mount.id)
-            self.mounts.flush(anyway=True)
+            self.mounts.flush(anyway=self.mounts.is_new)
+        return staged
 
 
 class LayerTable(Table[Layer, LayerView, LayerDraft]):

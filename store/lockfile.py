@@ -174,7 +174,8 @@ class LockFile:
         owned = True
         try:
             for pause in _SPIN:
-                time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+                if pause:  # even a sleep of nothing takes a while
+                    time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
                 if _try(fd, kind):
                     owned = False
                     return fd

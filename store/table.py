@@ -12,16 +12,16 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from store import codec
-from store.durable import read_with_state, write_atomic
+from store.durable import ABSENT, read_with_state
 from store.errors import BadRecord, DuplicateID, StoreReadOnly
 from store.lockfile import LockFile
 from store.records import Identified, decode
+from store.replacing import Replacement, publish, replace_file, settle
 from store.segment import Broken, Segment
 
 if TYPE_CHECKING:
@@ -60,6 +60,11 @@ class Draft(Generic[R]):
             self._view.inherit(self._base, self._changed)
             self._base, self._changed = self._view, {}
         return self._view
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the table was never saved."""
+        return all(segment.state == ABSENT for segment in self._segments)
 
     def get(self, record_id: str) -> R | None:
         """The record of exactly this ID."""
@@ -113,21 +118,46 @@ class Draft(Generic[R]):
         Raises:
             OSError
         """
-        if not self._unsaved and not anyway:
+        staged = self.stage(anyway=anyway)
+        if staged is None:
             return
-        self._unsaved |= self._table.settled
-        view = self.view
-        self._table.saving = True
-        try:
-            self._table.lock.stamp()
-            self._segments = [self._save(segment, anyway) for segment in self._segments]
-            self._unsaved.clear()
-            self._table.adopt(self._segments, view)
-        finally:
-            self._table.saving = False
+        with self._table.being_saved():
+            try:
+                staged.stamp()
+                for made in staged.replacements:
+                    replace_file(made)
+            except BaseException:
+                staged.discard()
+                raise
+            staged.adopt()
 
-    def _save(self, segment: Segment[R], anyway: bool) -> Segment[R]:
-        """Write one file unless it would stay as it is."""
+    def stage(self, *, anyway: bool = False) -> Staged[R] | None:
+        """Write what a save would put in place; the draft then counts as saved.
+
+        ``None`` if nothing changed.
+        """
+        if not self._unsaved and not anyway:
+            return None
+        self._unsaved |= self._table.settled
+        staged = Staged(self._table, self, self._segments, frozenset(self._unsaved), self.view)
+        try:
+            for segment in self._segments:
+                staged.segments.append(self._write(segment, anyway, staged.replacements))
+        except BaseException:
+            for made in staged.replacements:
+                made.discard()
+            raise
+        self._segments = staged.segments
+        self._unsaved.clear()
+        return staged
+
+    def restore(self, segments: list[Segment[R]], unsaved: frozenset[str]) -> None:
+        """What was staged is not put in place: the files are as they were, and the changes unsaved."""
+        self._segments = segments
+        self._unsaved |= unsaved
+
+    def _write(self, segment: Segment[R], anyway: bool, made: list[Replacement]) -> Segment[R]:
+        """The file as it will be, its content added to ``made`` unless it stays as it is."""
         replaced: dict[int, R] = {}
         removed = (
             {n for n, item in enumerate(segment.items) if self._is_dropped(item)} if self._dropped else set()
@@ -143,8 +173,9 @@ class Draft(Generic[R]):
                 added.append(record)
         if not (replaced or removed or added) and (segment.volatile or not anyway):
             return segment
-        result, data = segment.changed(replaced, removed, added)
-        result.state = write_atomic(segment.path, data, durable=self._table.durable)
+        durable = self._table.durable and not segment.volatile
+        result, replacement = segment.changed(replaced, removed, added, durable=durable)
+        made.append(replacement)
         return result
 
     def _is_dropped(self, item: R | Broken) -> bool:
@@ -160,6 +191,109 @@ class Draft(Generic[R]):
         if getattr(record, "volatile", False) != segment.volatile:
             return False
         return all(record.id not in other.positions for other in self._segments)
+
+
+class Staged(Generic[R]):
+    """One save of a table, written but not in place yet.
+
+    Attributes:
+        segments: the files as they will be.
+        replacements: the contents of those that change.
+        table: whose save it is.
+    """
+
+    def __init__(
+        self,
+        table: Table[R, Any, Any],
+        draft: Draft[R],
+        before: list[Segment[R]],
+        unsaved: frozenset[str],
+        view: View[R],
+    ) -> None:
+        self.segments: list[Segment[R]] = []
+        self.replacements: list[Replacement] = []
+        self.table = table
+        self._draft = draft
+        self._before = before
+        self._unsaved = unsaved
+        self._view = view
+
+    def stamp(self) -> None:
+        """Tell others that the table changes now."""
+        self.table.lock.stamp()
+
+    def adopt(self) -> None:
+        """All files are in place: hand the new state out from now on."""
+        for segment in self.segments:
+            segment.place = segment.path
+        self.table.adopt(self.segments, self._view)
+
+    def discard(self) -> None:
+        """Forget it; the draft has the changes still to be saved."""
+        for made in self.replacements:
+            made.discard()
+        self._draft.restore(self._before, self._unsaved)
+
+
+class Saving:
+    """Saves of one or more tables that become visible together with a new tree.
+
+    ::
+
+        saving = Saving(undo)
+        saving.add(tx.layers)  # written now, seen by nobody
+        ...                    # make the tree the records name
+        saving.publish()       # all of it is on the disk at return
+
+    Args:
+        undo: gives up what was not published when it is unwound.
+
+    Attributes:
+        begun: whether some of it is in place.
+    """
+
+    def __init__(self, undo: ExitStack) -> None:
+        self.begun = False
+        self._waiting: list[Staged[Any]] = []
+        undo.callback(self.discard)
+
+    def add(self, draft: Draft[Any]) -> None:
+        """Write what changed in a table since it was saved or added last."""
+        staged = draft.stage()
+        if staged is not None:
+            self._waiting.append(staged)
+            settle(staged.replacements)
+
+    def publish(self) -> None:
+        """Put everything in place, in the order in which it was added.
+
+        Raises:
+            OSError: what was added after the failing one is not in place; the drafts have it unsaved.
+        """
+        last = {id(made): staged for staged in self._waiting for made in staged.replacements[-1:]}
+
+        def placed(made: Replacement) -> None:
+            self.begun = True
+            if (staged := last.get(id(made))) is not None:
+                self._waiting.remove(staged)
+                staged.adopt()
+
+        with ExitStack() as showing:
+            for table in {staged.table for staged in self._waiting}:
+                showing.enter_context(table.being_saved())
+            try:
+                for staged in self._waiting:
+                    staged.stamp()
+                publish([made for staged in self._waiting for made in staged.replacements], placed)
+            except BaseException:
+                self.discard()
+                raise
+
+    def discard(self) -> None:
+        """Give up what is not in place."""
+        for staged in reversed(self._waiting):
+            staged.discard()
+        self._waiting.clear()
 
 
 class Table(Generic[R, V, D]):
@@ -202,46 +336,49 @@ class Table(Generic[R, V, D]):
         self.saving = False
         """A draft of this process is being saved: others go on seeing the table as it was before."""
         self._guard = threading.Lock()
-        self._segments: list[Segment[R]] = []
-        self._view: V | None = None
+        self._loaded: tuple[list[Segment[R]], V] | None = None
+        """The files as last parsed or written, and what they mean; one object, as readers take no lock."""
 
     @property
     def path(self) -> Path:
         """The table's main file."""
         return self._files[0][0]
 
-    @property
-    def changed_ns(self) -> int:
-        """When the files were last replaced, as of the last load; 0 if there are none."""
-        return max((segment.state.mtime_ns for segment in self._segments), default=0)
-
     def peek(self) -> V:
         """The table now, without any lock; costs a stat per file when nothing changed."""
-        segments, view = self._segments, self._view
-        if view is not None and (self.saving or all(segment.fresh for segment in segments)):
-            return view
+        loaded = self._loaded
+        if loaded is not None and (self.saving or all(segment.fresh for segment in loaded[0])):
+            return loaded[1]
         return self._load()[1]
 
     def _load(self) -> tuple[list[Segment[R]], V]:
         with self._guard:
-            old = {segment.path: segment for segment in self._segments}
-            if self._view is not None and all(segment.fresh for segment in old.values()):
-                return self._segments, self._view
+            loaded = self._loaded
+            old = {segment.path: segment for segment in loaded[0]} if loaded is not None else {}
+            if loaded is not None and all(segment.fresh for segment in old.values()):
+                return loaded
             segments = [
-                old[path] if path in old and old[path].fresh else self._parse(path, volatile)
+                old[path] if path in old and old[path].fresh else self._parse(path, volatile, old.get(path))
                 for path, volatile in self._files
             ]
-            self._segments = segments
-            self._view = self._build(segments)
-            return segments, self._view
+            self._loaded = (segments, self._build(segments))
+            return self._loaded
+
+    @contextmanager
+    def being_saved(self) -> Iterator[None]:
+        """Let those who look without a lock go on seeing what was last handed out."""
+        self.saving = True
+        try:
+            yield
+        finally:
+            self.saving = False
 
     def adopt(self, segments: list[Segment[R]], view: V) -> None:
         """Take over what a draft has just written, so that nobody parses it again."""
         with self._guard:
-            self._segments = segments
             self.settled = frozenset()
-            view.changed_ns = self.changed_ns
-            self._view = view
+            view.changed_ns = _changed_ns(segments)
+            self._loaded = (segments, view)
 
     @contextmanager
     def reading(self, timeout: float | None = None) -> Iterator[D]:
@@ -278,16 +415,13 @@ class Table(Generic[R, V, D]):
 
     # -- parsing ---------------------------------------------------------------------------------
 
-    def _parse(self, path: Path, volatile: bool) -> Segment[R]:
+    def _parse(self, path: Path, volatile: bool, older: Segment[R] | None) -> Segment[R]:
         segment = Segment[R](path, volatile)
         data, segment.state = read_with_state(path)
-        text = data.decode("utf-8", "replace")
         collecting = gc.isenabled()
         gc.disable()  # it would search the growing list for cycles again and again: half of the time
         try:
-            values, spans = codec.scan_array(text)
-            segment.keep_text(text, spans)
-            segment.items = [self._item(value, segment, number) for number, value in enumerate(values)]
+            segment.parse(data, older, lambda value, number: self._item(value, segment, number))
         except (ValueError, RecursionError) as error:
             segment.unreadable = str(error) or "nested too deeply"
         finally:
@@ -320,7 +454,12 @@ class Table(Generic[R, V, D]):
                     item = _duplicate(self.name, segment, number, item)
                 broken.append(item)
         self.settled = frozenset(_settle_names(by_id))
-        return self.view_type(by_id, tuple(broken), max(s.state.mtime_ns for s in segments))
+        return self.view_type(by_id, tuple(broken), _changed_ns(segments))
+
+
+def _changed_ns(segments: list[Segment[Any]]) -> int:
+    """When the files were last replaced; 0 if there are none."""
+    return max((segment.state.mtime_ns for segment in segments), default=0)
 
 
 def _replace(record: R, **changes: Any) -> R:

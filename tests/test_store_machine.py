@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from store import durable
+from store import durable, replacing
 from store.config import StoreOptions
 from store.errors import Busy, DuplicateName, ParentIsContainer
 from store.store import Store
@@ -285,7 +285,8 @@ def killed(store: Store, moment: int):
     with pytest.MonkeyPatch.context() as patch:
         for name in ("create", "create_read_write", "remove"):
             patch.setattr(store.driver, name, step(getattr(store.driver, name)))
-        patch.setattr("store.table.write_atomic", step(durable.write_atomic))
+        patch.setattr("store.segment.prepare", step(replacing.prepare))
+        patch.setattr("store.replacing.put_in_place", step(replacing.put_in_place))
         for module in ("core", "deletion"):
             patch.setattr(f"store.{module}.remove_tree", step(durable.remove_tree))
         with contextlib.suppress(Killed):

@@ -144,7 +144,7 @@ def test_a_table_that_cannot_be_saved_leaves_the_object_where_it_was(store, obje
         def full(*args, **kwargs):
             raise OSError(errno.ENOSPC, "no space")
 
-        monkeypatch.setattr("store.table.write_atomic", full)
+        monkeypatch.setattr("store.segment.prepare", full)
         for remove, key in ((trash.remove_container, "web"), (trash.remove_image, "localhost/a:1")):
             with pytest.raises(OSError, match="no space"):
                 remove(key)
