@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,10 @@ class ContainerView(View[Container]):
             for container in self.records:
                 self._by_layer.setdefault(container.layer, []).append(container)
         return list(self._by_layer.get(layer_id, ())) if layer_id else []
+
+    def uses(self, layer_id: str) -> int:
+        """How many :meth:`on_layer` gives; builds no index for one question."""
+        return list(map(attrgetter("layer"), self.records)).count(layer_id)
 
     def of_image(self, image_id: str) -> list[Container]:
         """Containers made from this image."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,10 @@ class LayerView(View[Layer]):
         if self._children is None:
             self._children = _group((layer.parent, layer) for layer in self.records if layer.parent)
         return list(self._children.get(layer_id, ()))
+
+    def has_children(self, layer_id: str) -> bool:
+        """Whether :meth:`children` gives any; builds no index for one question."""
+        return layer_id in map(attrgetter("parent"), self.records)
 
     def by_compressed_digest(self, digest: str) -> list[Layer]:
         """Layers whose archive, as given, had this digest."""

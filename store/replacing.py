@@ -2,9 +2,9 @@
 
 A file alone is written, waited for and renamed (:func:`replace_file`). Several files that go with a new
 tree are written first (:func:`prepare`, :func:`settle`), then the tree is made, and then all get their names
-(:func:`publish`). On btrfs that takes two commits however many files there are: one for the tree and the
-contents, one for the names. A commit has everything that came before it, so no name can be on the disk
-without what it stands for.
+(:func:`secure`, :func:`publish`). On btrfs that takes two commits however many files there are: one for the
+tree and the contents, one for the names. A commit has everything that came before it, so no name can be on
+the disk without what it stands for.
 
 Content that stays is not written again: it is copied from the present file, which shares the blocks where
 the filesystem can.
@@ -47,16 +47,15 @@ class Replacement:
         path: the file.
         temporary: where its content is until it has the name.
         state: how the file can be recognised then.
-        settled: whether the content is sure to be on the disk after the next commit, or is there already.
+        durable: whether it is to be waited for at all.
     """
 
-    __slots__ = ("durable", "path", "settled", "state", "temporary")
+    __slots__ = ("durable", "path", "state", "temporary")
 
     def __init__(self, path: Path, durable: bool) -> None:
         self.path = path
         self.temporary = path.with_name(f".tmp-{path.name}{int.from_bytes(os.urandom(4), 'little')}")
         self.durable = durable
-        self.settled = False
         self.state = FileState()
 
     def discard(self) -> None:
@@ -145,47 +144,46 @@ def _copy(kept: Kept, fd: int) -> bool:
         os.close(source)
 
 
-def settle(replacements: Iterable[Replacement]) -> None:
-    """Make sure that the contents are on the disk after the next commit (btrfs), or now."""
-    for made in replacements:
-        if made.settled or not made.durable:
-            continue
-        fd = os.open(made.temporary, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            if commits(made.path.parent):
-                # Waits until the data is written and the running transaction knows where: what fdatasync(2)
-                # does before it writes a log of its own, which a commit makes unnecessary.
-                fcntl.ioctl(fd, _FIEMAP, _FIEMAP_WHOLE)
-            else:
-                os.fdatasync(fd)
-        finally:
-            os.close(fd)
-        made.settled = True
+def settle(path: Path) -> None:
+    """Make sure that what a file has is on the disk after the next :func:`secure` (btrfs), or now."""
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        if commits(path.parent):
+            # Waits until the data is written and the running transaction knows where: what fdatasync(2)
+            # does before it writes a log of its own, which a commit makes unnecessary.
+            fcntl.ioctl(fd, _FIEMAP, _FIEMAP_WHOLE)
+        else:
+            os.fdatasync(fd)
+    finally:
+        os.close(fd)
+
+
+def secure(replacements: Iterable[Replacement]) -> None:
+    """Wait until settled contents are on the disk, and all that was done before they were settled."""
+    directories = {made.path.parent for made in replacements if made.durable}
+    for directory in {os.stat(directory).st_dev: directory for directory in directories}.values():
+        if commits(directory):
+            commit(directory)
 
 
 def publish(replacements: Iterable[Replacement], placed: Callable[[Replacement], object]) -> None:
-    """Give settled contents their names, in order; all names are on the disk at return.
+    """Give secured contents their names, in order; all names are on the disk at return.
 
     Args:
         placed: called after each rename.
     """
     pending = list(replacements)
-    directory = next((made.path.parent for made in pending if made.durable), None)
-    together = directory is not None and commits(directory)
-    if together and directory is not None:
-        commit(directory)
     for made in pending:
         put_in_place(made)
         placed(made)
-        if made.durable and not together:
+        if made.durable and not commits(made.path.parent):
             sync_directory(made.path.parent)
-    if together and directory is not None:
-        commit(directory)
+    secure(pending)
 
 
 def replace_file(made: Replacement) -> None:
     """Give one file its content now, on the disk at return."""
-    if made.durable and not made.settled:
+    if made.durable:
         fd = os.open(made.temporary, os.O_RDWR | os.O_CLOEXEC)
         try:
             os.fdatasync(fd)

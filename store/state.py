@@ -155,11 +155,12 @@ class State:
 
     # -- intents -------------------------------------------------------------------------------
 
-    def begin(self, kind: str, details: Mapping[str, Any]) -> int:
+    def begin(self, kind: str, details: Mapping[str, Any], *, settled: bool = False) -> int:
         """Record, durably, that an operation begins; the ID is for :meth:`done`.
 
         Args:
             details: what is needed to finish or undo the operation; must be JSON.
+            settled: leave it to the operation to :func:`store.replacing.secure` this with its own files.
         """
         text = json.dumps(details, sort_keys=True)
 
@@ -171,16 +172,19 @@ class State:
             assert cursor.lastrowid is not None
             return cursor.lastrowid
 
-        return self._db.write(insert, durable=True)
+        intent_id = self._db.write(insert, durable=not settled)
+        if settled:
+            self._db.settle()
+        return intent_id
 
     def done(self, intent_id: int) -> None:
         """The operation ended, or was undone."""
         self._execute("DELETE FROM intents WHERE id = ?", [intent_id])
 
     @contextmanager
-    def intent(self, kind: str, details: Mapping[str, Any]) -> Iterator[int]:
+    def intent(self, kind: str, details: Mapping[str, Any], *, settled: bool = False) -> Iterator[int]:
         """:meth:`begin` and :meth:`done` around a block that cleans up after its own failures."""
-        intent_id = self.begin(kind, details)
+        intent_id = self.begin(kind, details, settled=settled)
         try:
             yield intent_id
         finally:

@@ -15,9 +15,10 @@ import sqlite3
 import struct
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
+from store.replacing import settle
 from store.state_schema import MIGRATIONS
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FS_NOCOW_FL = 0x80086601, 0x40086602, 0x008000
 BUSY_TIMEOUT = 10.0
 """Seconds to wait for another process's transaction."""
 INDEX_FILE = "-shm"
-SIDE_FILES = ("-wal", INDEX_FILE)
+LOG_FILE = "-wal"
+SIDE_FILES = (LOG_FILE, INDEX_FILE)
 """What SQLite keeps beside a database in WAL mode (sqlite.org/wal.html)."""
 
 
@@ -60,6 +62,11 @@ class Database:
         """
         synchronous = "FULL" if durable else "NORMAL"
         return self._run(work, f"PRAGMA synchronous = {synchronous}", "BEGIN IMMEDIATE")
+
+    def settle(self) -> None:
+        """Have what was written on the disk with the next commit of the filesystem, or now."""
+        with suppress(FileNotFoundError):
+            settle(self.path.with_name(f"{self.path.name}{LOG_FILE}"))
 
     def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run ``work`` on one consistent state; waits for no writer. Raises as :meth:`write`."""

@@ -21,7 +21,7 @@ from store.durable import ABSENT, read_with_state
 from store.errors import BadRecord, DuplicateID, StoreReadOnly
 from store.lockfile import LockFile
 from store.records import Identified, decode
-from store.replacing import Replacement, publish, replace_file, settle
+from store.replacing import Replacement, publish, replace_file, secure, settle
 from store.segment import Broken, Segment
 
 if TYPE_CHECKING:
@@ -262,7 +262,9 @@ class Saving:
         staged = draft.stage()
         if staged is not None:
             self._waiting.append(staged)
-            settle(staged.replacements)
+            for made in staged.replacements:
+                if made.durable:
+                    settle(made.temporary)
 
     def publish(self) -> None:
         """Put everything in place, in the order in which it was added.
@@ -270,6 +272,7 @@ class Saving:
         Raises:
             OSError: what was added after the failing one is not in place; the drafts have it unsaved.
         """
+        contents = [made for staged in self._waiting for made in staged.replacements]
         last = {id(made): staged for staged in self._waiting for made in staged.replacements[-1:]}
 
         def placed(made: Replacement) -> None:
@@ -282,9 +285,10 @@ class Saving:
             for table in {staged.table for staged in self._waiting}:
                 showing.enter_context(table.being_saved())
             try:
+                secure(contents)  # before the stamps, which would be one more thing to commit
                 for staged in self._waiting:
                     staged.stamp()
-                publish([made for staged in self._waiting for made in staged.replacements], placed)
+                publish(contents, placed)
             except BaseException:
                 self.discard()
                 raise

@@ -1,4 +1,7 @@
-"""Any sequence of operations on a store, some of them killed half way, against a model of dicts."""
+"""Any sequence of operations on a store, some of them killed half way, against a model of dicts.
+
+``python -m tests.machine DRIVER STEPS`` runs it for long.
+"""
 
 from __future__ import annotations
 
@@ -62,13 +65,16 @@ def pick(items, number: int):
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """One store on a real btrfs."""
+    """One store, in a directory of a real btrfs."""
 
     root: Path
     driver: str
+    steps = 0
+    """Rules run so far, over all machines of the class."""
 
     def __init__(self) -> None:
         super().__init__()
+        type(self).steps -= 1  # the invariants also hold before the first rule
         self.home = self.root / f"machine{next(_numbers)}"
         self.options = StoreOptions(
             graphroot=str(self.home / "g"), runroot=str(self.home / "r"), driver=self.driver, lock_timeout=10
@@ -243,6 +249,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def store_equals_model(self):
+        type(self).steps += 1
         layers, images, containers = self.store.multi_list()
         assert {i.id: i.parent for i in layers} == self.model.layers
         assert {i.id: i.layer for i in images} == self.model.images
@@ -293,16 +300,22 @@ def killed(store: Store, moment: int):
             yield
 
 
-@pytest.mark.parametrize("driver", ["btrfs", "vfs"])
-def test_store_behaves_as_the_model_through_crashes(btrfs_dir, driver):
-    machine = type("Machine", (StoreMachine,), {"root": btrfs_dir, "driver": driver})
+def run(root: Path, driver: str, *, examples: int = EXAMPLES, length: int = STEPS) -> int:
+    """Run the machine on a driver; gives how many rules were run."""
+    machine = type("Machine", (StoreMachine,), {"root": root, "driver": driver})
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=EXAMPLES,
-            stateful_step_count=STEPS,
+            max_examples=examples,
+            stateful_step_count=length,
             deadline=None,
             database=None,
             suppress_health_check=list(HealthCheck),
         ),
     )
+    return machine.steps
+
+
+@pytest.mark.parametrize("driver", ["btrfs", "vfs", "overlay"])
+def test_store_behaves_as_the_model_through_crashes(btrfs_dir, driver):
+    assert run(btrfs_dir, driver) > 0
