@@ -16,6 +16,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import stat
 import struct
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
@@ -100,10 +101,9 @@ def prepare(
         if kept is not None and kept.size >= _WORTH_SHARING and _copy(kept, fd):
             _write(fd, tail)
         else:
-            os.ftruncate(fd, 0)
-            os.lseek(fd, 0, os.SEEK_SET)
             _write(fd, whole())
-        os.fchmod(fd, mode)
+        if stat.S_IMODE(os.fstat(fd).st_mode) != mode:  # the umask took something away
+            os.fchmod(fd, mode)
         made.state = file_state_of(fd)
     except BaseException:
         made.discard()
@@ -120,24 +120,24 @@ def _write(fd: int, data: bytes) -> None:
 
 
 def _copy(kept: Kept, fd: int) -> bool:
-    """Copy what stays, whole blocks first since these can be shared; whether that worked."""
+    """Copy what stays, whole blocks first since these can be shared; whether that can be done at all."""
     try:
         source = os.open(kept.path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
+        left = kept.size
         if file_state_of(source) != kept.state:
             return False
-        left = kept.size
         while left:
             count = left // _BLOCK * _BLOCK or left
             done = os.copy_file_range(source, fd, count)
             if done == 0:
-                return False
+                raise OSError(errno.EIO, "the file ended too early", str(kept.path))
             left -= done
         return True
     except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EINVAL):
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EINVAL) and left == kept.size:
             return False
         raise
     finally:

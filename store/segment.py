@@ -145,17 +145,14 @@ class Segment(Generic[R]):
         items, pieces = list(self.items), list(self.pieces)
         for number, record in replaced.items():
             items[number], pieces[number] = record, encode(record)
-        positions = dict(self.positions)
-        if removed:
-            kept = [number for number in range(len(items)) if number not in removed]
-            items, pieces = [items[number] for number in kept], [pieces[number] for number in kept]
+        for number in sorted(removed, reverse=True):
+            del items[number], pieces[number]
         for record in added:
-            positions[record.id] = len(items)
             items.append(record)
             pieces.append(encode(record))
         result.items, result._pieces = items, pieces
-        result._positions = None if removed else positions
         same = min(chain(replaced, removed), default=len(self.items))
+        result._positions = self._positions_after(removed, items)
         tail = codec.to_bytes("," * (same < len(pieces)) + ",".join(pieces[same:]) + "]")
         made = prepare(
             self.path,
@@ -166,6 +163,19 @@ class Segment(Generic[R]):
         )
         result.state, result.place, result.tight = made.state, made.temporary, True
         return result, made
+
+    def _positions_after(self, removed: Set[int], items: list[R | Broken]) -> dict[str, int]:
+        """Where the records of ``items`` are, which differ from ours at the end and where some went."""
+        positions = dict(self.positions)
+        for number in removed:
+            item = self.items[number]
+            if not isinstance(item, Broken):
+                del positions[item.id]
+        for number in range(min(removed, default=len(self.items)), len(items)):
+            item = items[number]
+            if not isinstance(item, Broken):
+                positions[item.id] = number
+        return positions
 
     def _kept(self, same: int) -> Kept | None:
         """The beginning of the file with its first ``same`` items."""

@@ -1,1 +1,1 @@
-"""Measurements: ``python -m tests.bench [FILES | tree [ROW ...]]``. Needs root; leaves nothing behind."""
+"""Measurements: ``python -m tests.bench [FILES | tree [ROW …] | store [ROW …]]``. Needs root, cleans up."""

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench import bench_tree
+from tests.bench import bench_store, bench_tree
 from tests.support import loops
 from tests.support.daemon import fsd, fsd_argv, fsd_env, running
 from tests.support.tools import StoreDirs
@@ -90,9 +90,10 @@ def command_start(dirs: StoreDirs) -> None:
 
 
 def main() -> int:
-    """Measure on an image of as many files as the first argument says (10,000); ``tree``: a large store."""
-    if sys.argv[1:2] == ["tree"]:
-        return bench_tree.main(sys.argv[2:])
+    """Measure on an image of as many files as the first argument says (10,000), or what it names."""
+    named = {"tree": bench_tree.main, "store": bench_store.main}
+    if sys.argv[1:] and sys.argv[1] in named:
+        return named[sys.argv[1]](sys.argv[2:])
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
     home = loops.new_run()
     try:

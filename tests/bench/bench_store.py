@@ -1,9 +1,12 @@
 """What listing and changing large stores costs, beside containers-storage in the same run.
 
-CPU time (user and system, of the process) and its median over several runs, because it says the same on a
-busy machine; ``start`` is what the interpreter alone takes. The store has no content: only its tables count.
+    python -m tests.bench store [ROW ...]
 
-    python -m tests.bench.bench_store
+Rows are ``commands``, ``listing``, ``create`` and ``fill``; all of them when none is named. What is compared
+takes turns, and medians of all rounds are shown: elapsed milliseconds, and those of processor time (user and
+system), which say the same on a busy machine. A ratio is the median of the rounds' ratios. ``least`` is
+one snapshot and one save of the larger table as containers-storage saves (write, fdatasync, rename). But for
+the image that containers are made from, the stores have no content: only their tables count.
 """
 
 from __future__ import annotations
@@ -17,19 +20,25 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drivers import btrfs_ioctl
-from store import durable
 from store.config import StoreOptions
+from store.fill import fill
+from store.state import STATE_FILE, State
 from store.store import Store
 from tests.support import loops
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-RUNS = 15
+    from store.records import Image
+
+RUNS = int(os.environ.get("FSD_BENCH_RUNS", "15"))
 ROOT = Path(__file__).parents[2]
 TIME = "2026-01-02T03:04:05.678901234Z"
 COMMANDS = {
@@ -104,95 +113,204 @@ def write_store(home: Path, layers: int, driver: str = "vfs") -> StoreOptions:
     return StoreOptions(graphroot=str(home / "g"), runroot=str(home / "r"), driver=driver)
 
 
-def cpu_ms(argv: list[str]) -> float:
-    """Median CPU milliseconds of a process."""
+# -- measuring -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Times:
+    """Elapsed and processor milliseconds of one action, round by round."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        return f"{statistics.median(self.wall):9.2f}{statistics.median(self.cpu):9.2f}"
+
+    def against(self, other: Times) -> str:
+        """Elapsed and processor time as multiples of another's."""
+        walls = [a / b for a, b in zip(self.wall, other.wall, strict=True)]
+        cpus = [a / b for a, b in zip(self.cpu, other.cpu, strict=True)]
+        return f"{statistics.median(walls):8.2f}{statistics.median(cpus):8.2f}"
+
+
+def rounds(actions: dict[str, Callable[[], object]], runs: int = RUNS) -> dict[str, Times]:
+    """Let the actions take turns."""
+    times = {name: Times() for name in actions}
+    for number in range(runs + 1):
+        for name, action in actions.items():
+            wall, cpu = time.perf_counter(), time.process_time() + _children()
+            action()
+            spent = time.process_time() + _children() - cpu
+            if number:  # the first round warms up
+                times[name].wall.append((time.perf_counter() - wall) * 1e3)
+                times[name].cpu.append(max(spent * 1e3, 0.001))
+    return times
+
+
+def _children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def process(*argv: str) -> Callable[[], object]:
+    """An action that runs a program."""
     env = os.environ | {"PYTHONPATH": str(ROOT)}
-    times = []
-    for _ in range(RUNS):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(argv, env=env, stdout=subprocess.DEVNULL, check=True)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        times.append(after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime)
-    return statistics.median(times) * 1e3
+    return lambda: subprocess.run(argv, env=env, stdout=subprocess.DEVNULL, check=True)
 
 
-def processes(home: Path) -> None:
+def heading(what: str, columns: str) -> None:
+    """Print the titles of a table."""
+    print(f"\n{what:28}{columns}", flush=True)
+
+
+# -- rows ----------------------------------------------------------------------------------------
+
+
+def commands(scratch: Path) -> None:
     """Whole processes on 1,000 layers, 100 images and 200 containers."""
-    options = write_store(home, 1000)
-    flags = ["-g", options.graphroot, "-R", options.runroot, "-s", options.driver]
-    start = cpu_ms([sys.executable, "-c", "pass"])
-    print(f"{'command':14}{'fsd ms':>9}{'c/s ms':>9}{'ratio':>7}{'goal ms':>9}   start {start:.1f} ms")
-    call = "import sys; from fsd.entry import main; sys.exit(main())"
+    options = write_store(scratch, 1000)
+    flags = ("-g", options.graphroot, "-R", options.runroot, "-s", options.driver)
+    call = (sys.executable, "-c", "import sys; from fsd.entry import main; sys.exit(main())")
+    heading("command", f"{'ms':>9}{'cpu':>9}{'c/s ms':>9}{'cpu':>9}{'ratio':>8}{'cpu':>8}{'goal ms':>9}")
+    start = rounds({"start": process(sys.executable, "-c", "pass")})["start"]
+    print(f"{'the interpreter alone':28}{start}")
     for command, goal in COMMANDS.items():
-        ours = cpu_ms([sys.executable, "-c", call, *flags, *command.split()])
-        theirs = cpu_ms(["containers-storage", *flags, *command.split()])
-        print(f"{command:14}{ours:9.1f}{theirs:9.1f}{ours / theirs:7.2f}{goal:9}", flush=True)
+        theirs = process("containers-storage", *flags, *command.split())
+        found = rounds({"fsd": process(*call, *flags, *command.split()), "c/s": theirs})
+        ours = found["fsd"]
+        print(f"{command:28}{ours}{found['c/s']}{ours.against(found['c/s'])}{goal:9}", flush=True)
 
 
-def seconds(action: Callable[[], object], runs: int = RUNS) -> float:
-    """Median CPU seconds of a call."""
-    times = []
-    for _ in range(runs):
-        began = time.process_time()
-        action()
-        times.append(time.process_time() - began)
-    return statistics.median(times)
-
-
-def listing(home: Path) -> None:
+def listing(scratch: Path) -> None:
     """Open a store of 10,000 layers in this process and list it."""
-    options = write_store(home, 10_000)
+    options = write_store(scratch, 10_000)
 
     def listed() -> None:
         with Store(options, lazy=True) as store:
             assert len(store.layers()) == 10_000
 
-    print(f"{'open and list 10,000 layers':40}{seconds(listed, 7) * 1e3:9.1f} ms, goal 150")
-
-
-def creations(top: Path) -> None:
-    """A container on btrfs in stores of 10 and of 10,000 layers, beside its least possible cost."""
-    cost = {}
-    for layers in (10, 10_000):
-        home = top / f"s{layers}"
-        options = write_store(home, layers, "btrfs")
+    def whole() -> None:
         with Store(options) as store:
-            image = store.create_image(layer=store.create_layer().id)
-            cost[layers] = seconds(lambda store=store, image=image: store.create_container(image=image.id))
-            least = least_cost(store, store.image(image.id).layer)
-            ratio = cost[layers] / least
-            print(f"{f'create_container at {layers:,} layers':40}{cost[layers] * 1e3:9.2f} ms CPU, ", end="")
-            print(f"{ratio:.2f} times a snapshot and the saves of its records ({least * 1e3:.2f} ms)")
-    print(f"{'10,000 layers against 10':40}{cost[10_000] / cost[10]:9.2f} times, goal 3")
+            assert len(store.layers()) == 10_000
+
+    heading("10,000 layers", f"{'ms':>9}{'cpu':>9}{'goal ms':>9}")
+    for name, times in rounds({"open and list": listed, "with the driver": whole}, 7).items():
+        print(f"{name:28}{times}{150:9}", flush=True)
 
 
-def least_cost(store: Store, layer: str) -> float:
-    """A snapshot, and writing the tables once each as they are."""
-    subvolumes = store.graphroot / "btrfs/subvolumes"
-    data = [table.path.read_bytes() for table in (store.tables.layers, store.tables.containers)]
-    made = iter(range(1 << 30))
+class Large:
+    """A store on btrfs with an image to make containers from."""
 
-    def least() -> None:
-        btrfs_ioctl.snapshot(subvolumes / layer, store.graphroot, f"least{next(made)}")
-        for number, content in enumerate(data):
-            durable.write_atomic(store.graphroot / f"least{number}.json", content)
+    def __init__(self, top: Path, layers: int) -> None:
+        self.options = write_store(top / f"s{layers}", layers, "btrfs")
+        self.label = f"{layers:,} layers"
+        self.store = Store(self.options)
+        self.image: Image = self.store.create_image(names=["base"], layer=self.store.create_layer().id)
+        self.state = State(self.store.graphroot / STATE_FILE)
+        self._numbers = count()
 
-    return seconds(least)
+    def close(self) -> None:
+        """Forget it."""
+        self.state.close()
+        self.store.close()
+
+    def create(self) -> None:
+        """A container from the image."""
+        self.store.create_container(image=self.image.id)
+
+    def fill(self) -> None:
+        """What ``mkdir`` and ``from`` ask the store for."""
+        made = self.store.create_container(names=[f"filled{next(self._numbers)}"])
+        fill(self.store, made.id, "base", state=self.state)
+
+    def least(self) -> None:
+        """A snapshot, and the save of one table as containers-storage does it."""
+        name, root = f"least{next(self._numbers)}", self.store.graphroot
+        btrfs_ioctl.snapshot(root / "btrfs/subvolumes" / self.image.layer, root, name)
+        fd = os.open(root / f"{name}.tmp", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        os.write(fd, self._text)
+        os.fdatasync(fd)
+        os.close(fd)
+        os.rename(root / f"{name}.tmp", root / "least.json")
+
+    @property
+    def process(self) -> Callable[[], object]:
+        """The same by the original."""
+        where = ("-g", self.options.graphroot, "-R", self.options.runroot, "-s", "btrfs")
+        return process("containers-storage", *where, "create-container", self.image.id)
+
+    def prepare(self) -> None:
+        """Take the text that ``least`` saves from the table as it is now."""
+        self._text = self.store.tables.layers.path.read_bytes()
 
 
-def main() -> int:
-    """Measure everything and print it."""
-    with tempfile.TemporaryDirectory() as scratch:
-        processes(Path(scratch) / "a")
-        listing(Path(scratch) / "b")
+def create(top: Path) -> None:
+    """``create_container`` in a small store and in a large one."""
+    heading(
+        "create_container", f"{'ms':>9}{'cpu':>9}{'least ms':>9}{'cpu':>9}{'ratio':>8}{'cpu':>8}  goal 1.3"
+    )
+    with ExitStack() as stack:
+        small, large = (_opened(stack, top / "create", layers) for layers in (10, 10_000))
+        for store in (small, large):
+            found = rounds({"fsd": store.create, "least": store.least})
+            ours, least = found["fsd"], found["least"]
+            print(f"{store.label:28}{ours}{least}{ours.against(least)}", flush=True)
+        found = rounds({"large": large.create, "small": small.create})
+        print(f"{'10,000 layers against 10':64}{found['large'].against(found['small'])}  goal 3", flush=True)
+
+
+def filling(top: Path) -> None:
+    """The store's half of ``mkdir containers/N`` and ``echo IMAGE > containers/N/from``."""
+    heading("mkdir and from", f"{'ms':>9}{'cpu':>9}{'least ms':>9}{'cpu':>9}{'ratio':>8}{'cpu':>8}  goal 1.5")
+    with ExitStack() as stack:
+        stores = [_opened(stack, top / "fill", layers) for layers in (10, 10_000)]
+        for store in stores:
+            found = rounds({"fsd": store.fill, "least": store.least})
+            ours, least = found["fsd"], found["least"]
+            print(f"{store.label:28}{ours}{least}{ours.against(least)}", flush=True)
+        heading(
+            "containers-storage", f"{'ms':>9}{'cpu':>9}{'fsd ms':>9}{'cpu':>9}{'ratio':>8}{'cpu':>8}  goal 3"
+        )
+        for store in stores:
+            found = rounds({"c/s": store.process, "fsd": store.fill}, 5)
+            theirs, ours = found["c/s"], found["fsd"]
+            print(f"{store.label:28}{theirs}{ours}{theirs.against(ours)}", flush=True)
+
+
+def _opened(stack: ExitStack, top: Path, layers: int) -> Large:
+    opened = Large(top, layers)
+    stack.callback(opened.close)
+    opened.create()
+    opened.prepare()
+    return opened
+
+
+ROWS: dict[str, tuple[Callable[[Path], None], bool]] = {
+    "commands": (commands, False),
+    "listing": (listing, False),
+    "create": (create, True),
+    "fill": (filling, True),
+}
+"""What may be measured, and whether it needs btrfs."""
+
+
+def main(names: list[str]) -> int:
+    """Measure the rows named, or all, and print them."""
+    unknown = [name for name in names if name not in ROWS]
+    if unknown:
+        print(f"{unknown[0]} is none of {', '.join(ROWS)}", file=sys.stderr)
+        return 2
     home = loops.new_run()
     try:
         with loops.loop_mount(home, "b", mkfs=("mkfs.btrfs", "-q"), size=2 << 30) as top:
-            creations(top)
+            for name in names or ROWS:
+                action, on_btrfs = ROWS[name]
+                with tempfile.TemporaryDirectory() as scratch:
+                    action(top if on_btrfs else Path(scratch))
     finally:
         loops.remove_run(home)
     return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(sys.argv[1:]))
