@@ -163,7 +163,7 @@ def subvolume_id(place: Place) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FilesystemInfo:
-    """BTRFS_IOC_FS_INFO: sizes in bytes, ``generation`` of the last committed transaction."""
+    """BTRFS_IOC_FS_INFO: sizes in bytes, ``generation`` of the transaction begun last."""
 
     fsid: UUID
     devices: int

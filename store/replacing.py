@@ -18,6 +18,7 @@ import fcntl
 import os
 import stat
 import struct
+import sys
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +34,11 @@ _WAIT_SYNC: Final = 0x40089416
 """``BTRFS_IOC_WAIT_SYNC``: wait until a commit is complete."""
 _GET_FEATURES: Final = 0x80189439
 """``BTRFS_IOC_GET_FEATURES``: only btrfs answers it."""
+_FS_INFO: Final = 0x8400941F
+"""``BTRFS_IOC_FS_INFO``."""
+_FS_INFO_ASKED: Final = bytes(48) + (2).to_bytes(8, sys.byteorder) + bytes(968)
+"""``struct btrfs_ioctl_fs_info_args`` with ``BTRFS_FS_INFO_FLAG_GENERATION``; the answer is at byte 56."""
+_NEVER: Final = 2**63
 _FIEMAP: Final = 0xC020660B
 _FIEMAP_WHOLE: Final = struct.pack("=QQLLLL", 0, 2**64 - 1, 1, 0, 0, 0)
 """``struct fiemap`` for the whole file with ``FIEMAP_FLAG_SYNC`` and no room for an answer."""
@@ -49,14 +55,16 @@ class Replacement:
         temporary: where its content is until it has the name.
         state: how the file can be recognised then.
         durable: whether it is to be waited for at all.
+        commit: number of the commit the content is in; 0 if it is in none.
     """
 
-    __slots__ = ("durable", "path", "state", "temporary")
+    __slots__ = ("commit", "durable", "path", "state", "temporary")
 
     def __init__(self, path: Path, durable: bool) -> None:
         self.path = path
         self.temporary = path.with_name(f".tmp-{path.name}{int.from_bytes(os.urandom(4), 'little')}")
         self.durable = durable
+        self.commit = 0
         self.state = FileState()
 
     def discard(self) -> None:
@@ -144,26 +152,43 @@ def _copy(kept: Kept, fd: int) -> bool:
         os.close(source)
 
 
-def settle(path: Path) -> None:
-    """Make sure that what a file has is on the disk after the next :func:`secure` (btrfs), or now."""
+def settle(path: Path) -> int:
+    """Make sure that what a file has is on the disk after the next commit (btrfs), or now.
+
+    Returns:
+        the commit after which it is; 0 if it is already.
+    """
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        if commits(path.parent):
-            # Waits until the data is written and the running transaction knows where: what fdatasync(2)
-            # does before it writes a log of its own, which a commit makes unnecessary.
-            fcntl.ioctl(fd, _FIEMAP, _FIEMAP_WHOLE)
-        else:
+        if not commits(path.parent):
             os.fdatasync(fd)
+            return 0
+        # Waits until the data is written and the running transaction knows where: what fdatasync(2)
+        # does before it writes a log of its own, which a commit makes unnecessary.
+        fcntl.ioctl(fd, _FIEMAP, _FIEMAP_WHOLE)
+        return _generation(fd)
     finally:
         os.close(fd)
 
 
+def _generation(fd: int) -> int:
+    """The latest commit that was begun or is still to be."""
+    answer = fcntl.ioctl(fd, _FS_INFO, _FS_INFO_ASKED)
+    if not answer[48] & 2 and not answer[55] & 2:  # Linux before 5.9 does not tell: as if it were never done
+        return _NEVER
+    return int.from_bytes(answer[56:64], sys.byteorder)
+
+
 def secure(replacements: Iterable[Replacement]) -> None:
-    """Wait until settled contents are on the disk, and all that was done before they were settled."""
-    directories = {made.path.parent for made in replacements if made.durable}
-    for directory in {os.stat(directory).st_dev: directory for directory in directories}.values():
-        if commits(directory):
-            commit(directory)
+    """Wait until settled contents are on the disk."""
+    needed: dict[int, tuple[int, Path]] = {}
+    for made in replacements:
+        if made.commit:
+            directory = made.path.parent
+            device = os.stat(directory).st_dev
+            needed[device] = (max(made.commit, needed.get(device, (0, directory))[0]), directory)
+    for number, directory in needed.values():
+        commit(directory, number)
 
 
 def publish(replacements: Iterable[Replacement], placed: Callable[[Replacement], object]) -> None:
@@ -172,13 +197,17 @@ def publish(replacements: Iterable[Replacement], placed: Callable[[Replacement],
     Args:
         placed: called after each rename.
     """
-    pending = list(replacements)
-    for made in pending:
+    together: dict[int, Path] = {}
+    for made in replacements:
         put_in_place(made)
         placed(made)
-        if made.durable and not commits(made.path.parent):
-            sync_directory(made.path.parent)
-    secure(pending)
+        directory = made.path.parent
+        if made.durable and commits(directory):
+            together[os.stat(directory).st_dev] = directory
+        elif made.durable:
+            sync_directory(directory)
+    for directory in together.values():
+        commit(directory)
 
 
 def replace_file(made: Replacement) -> None:
@@ -216,13 +245,16 @@ def commits(directory: Path) -> bool:
     return _commits(os.stat(directory).st_dev, directory)
 
 
-def commit(directory: Path) -> None:
-    """Wait until all that was done so far is on the disk, which may be at once. Only where :func:`commits`.
+def commit(directory: Path, number: int = 0) -> None:
+    """Wait until a commit is complete, or else all that was done so far. Only where :func:`commits`.
 
     Unlike syncfs(2) this does not write the unwritten data of everybody else's files.
     """
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.ioctl(fd, _WAIT_SYNC, fcntl.ioctl(fd, _START_SYNC, bytes(8)))
+        if number and _generation(fd) > number:  # it is under way, or done
+            fcntl.ioctl(fd, _WAIT_SYNC, number.to_bytes(8, sys.byteorder))
+        else:
+            fcntl.ioctl(fd, _WAIT_SYNC, fcntl.ioctl(fd, _START_SYNC, bytes(8)))
     finally:
         os.close(fd)

@@ -264,7 +264,7 @@ class Saving:
             self._waiting.append(staged)
             for made in staged.replacements:
                 if made.durable:
-                    settle(made.temporary)
+                    made.commit = settle(made.temporary)
 
     def publish(self) -> None:
         """Put everything in place, in the order in which it was added.
@@ -285,7 +285,7 @@ class Saving:
             for table in {staged.table for staged in self._waiting}:
                 showing.enter_context(table.being_saved())
             try:
-                secure(contents)  # before the stamps, which would be one more thing to commit
+                secure(contents)
                 for staged in self._waiting:
                     staged.stamp()
                 publish(contents, placed)

@@ -1,0 +1,70 @@
+"""Contents that wait for a commit, and what of a file is shared with the one it replaces."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from drivers import btrfs_ioctl
+from store import replacing
+from store.durable import file_state
+from store.replacing import Kept, prepare, publish, replace_file, secure, settle
+
+BLOCK = 4096
+
+
+def secured_without_commit(directory: Path) -> bool:
+    """Whether content that a commit had is secured without another one, though there is what to commit."""
+    made = prepare(directory / "file", b"", lambda: b"content")
+    made.commit = settle(made.temporary)
+    replacing.commit(directory)
+    (directory / "more").write_bytes(os.urandom(8))
+    running = btrfs_ioctl.filesystem_info(directory).generation
+    assert running >= made.commit
+    secure([made])
+    unchanged = btrfs_ioctl.filesystem_info(directory).generation == running
+    publish([made], lambda _: None)
+    assert (directory / "file").read_bytes() == b"content"
+    return unchanged
+
+
+def test_settled_content_is_secured_by_any_later_commit_and_by_no_second_one(btrfs_dir):
+    # the kernel may commit at any moment by itself, though hardly every time
+    assert any(secured_without_commit(btrfs_dir) for _ in range(10))
+
+
+def test_content_settles_at_once_where_nothing_is_committed_together(ext4_dir):
+    made = prepare(ext4_dir / "file", b"", lambda: b"content")
+    assert not replacing.commits(ext4_dir)
+    assert settle(made.temporary) == 0
+    secure([made])
+    publish([made], lambda _: None)
+    assert (ext4_dir / "file").read_bytes() == b"content"
+
+
+@pytest.mark.parametrize("home", ["btrfs_dir", "ext4_dir"])
+@pytest.mark.parametrize("size", [0, 10, 20 * BLOCK, 20 * BLOCK + 7])
+def test_what_is_kept_stays_and_the_tail_follows(request, home, size):
+    path: Path = request.getfixturevalue(home) / "file"
+    old = os.urandom(size + 100)
+    path.write_bytes(old)
+    kept = Kept(path, file_state(path), size)
+    made = prepare(path, b"tail", lambda: old[:size] + b"tail", kept=kept)
+    assert made.state == file_state(made.temporary)
+    replace_file(made)
+    assert path.read_bytes() == old[:size] + b"tail"
+    assert made.state == file_state(path)
+    assert not list(path.parent.glob(".tmp-*"))
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_nothing_is_kept_of_a_file_that_changed(btrfs_dir):
+    path = btrfs_dir / "file"
+    path.write_bytes(b"a" * 20 * BLOCK)
+    kept = Kept(path, file_state(path), 20 * BLOCK)
+    path.write_bytes(b"b" * 20 * BLOCK)
+    os.utime(path, ns=(1, 1))
+    replace_file(prepare(path, b"tail", lambda: b"whole", kept=kept))
+    assert path.read_bytes() == b"whole"
