@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Literal, cast
 
+from fsd.drafts import end_draft
 from fsd.settings import ON_WRITE
 from store import objects
 from store.commit import commit
@@ -129,7 +130,12 @@ def commit_to(subject: ContainerSubject, value: str, append: bool) -> Callable[[
     if not name:
         return _nothing
     normalize(name)
-    return functools.partial(commit, subject.site.store, subject.id, name, state=subject.site.history.state)
+    return functools.partial(_commit, subject, name)
+
+
+def _commit(subject: ContainerSubject, name: str) -> None:
+    commit(subject.site.store, subject.id, name, state=subject.site.history.state)
+    end_draft(subject)
 
 
 def set_limit(subject: ContainerSubject, value: str, append: bool) -> Callable[[], object]:

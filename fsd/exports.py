@@ -10,6 +10,7 @@ import errno
 import functools
 import logging
 import os
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,8 @@ class View:
     ``key`` is the same at every mount. ``gate`` is awaited before a mutation with the name it touches
     (``None`` when there is none to tell); what it raises fails the mutation. ``window`` says how long
     mutations may pass afterwards without asking: seconds of quiet that end it, and a time; by default
-    every mutation asks. ``owner`` is a number of the object the tree belongs to.
+    every mutation asks. Of a ``sealed`` view nothing changes before its gate has called
+    :meth:`Exports.exchange`. ``owner`` is a number of the object the tree belongs to.
     """
 
     key: str
@@ -46,6 +48,7 @@ class View:
     gate: Gate | None = None
     window: Callable[[], tuple[float, float]] | None = None
     owner: int = 0
+    sealed: bool = False
 
 
 @dataclass(slots=True)
@@ -108,13 +111,15 @@ class Exports:
         before = self._by_key.get(view.key)
         if before is not None and before.who == who and before.view.frozen == view.frozen:
             return before.node
-        number = self._number(f"{view.key}/{who.hex()}")
+        life = f"/{time.time_ns()}" if view.sealed else ""  # its nodes will not be of this tree only
+        number = self._number(f"{view.key}/{who.hex()}{life}")
         made = self.plane.export(
             view.path,
             number,
             read_only=view.read_only,
             frozen=view.frozen,
             gated=view.gate is not None,
+            sealed=view.sealed,
             by_name=self._by_name,
             owner=view.owner,
         )
@@ -123,6 +128,16 @@ class Exports:
         if before is not None and before.number != number:
             self.plane.unexport(before.number)
         return made.node
+
+    def exchange(self, view: View) -> None:
+        """Go over from what the sealed view of that key shows to a snapshot of it, under the same nodes.
+
+        Raises:
+            OSError: EOPNOTSUPP where the plane cannot.
+        """
+        shown = self._by_key[view.key]
+        self.plane.exchange(shown.number, view.path)
+        shown.view, shown.who = view, identity(view.path)
 
     def unexport(self, key: str) -> None:
         """Show a view no more."""
@@ -193,11 +208,12 @@ class Exports:
         shown = self._by_number.get(event.number)
         if shown is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        gate, window = shown.view.gate, shown.view.window
+        gate = shown.view.gate
         if gate is None:
             return
         for name in event.names or (None,):
             await gate(name)
+        window = shown.view.window
         if window is not None:
             quiet, until = window()
             self.plane.disarm(event.number, quiet=quiet, until=until)

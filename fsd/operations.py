@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import itertools
 import os
 import select
@@ -423,8 +424,9 @@ class Operations(pyfuse3.Operations):
 
     async def _attributes(self, node: Node) -> EntryAttributes:
         if isinstance(node.kind, RealTree):
-            spec = await trio.to_thread.run_sync(node.kind.view, node.subject)
-            return _root_attributes(InodeT(await self.views.export(spec)), node.kind.keep_name)
+            number = await self.views.export(functools.partial(node.kind.view, node.subject))
+            keep = node.kind.keep_name if self.views.keeps_place(number) else 0.0
+            return _root_attributes(InodeT(number), keep)
         found = await self._call(node, node.kind.attributes)
         number = self.inodes.number(node)
         entry = _entry_attributes(number, found, node.kind.keep_name)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from drivers.base import Compression
 from fsd.control import container_of, snapshot_of
-from fsd.drafts import draft_of
+from fsd.drafts import draft_of, is_draftable, open_draft
 from fsd.graph import dot, forest, svg
 from fsd.removed import moment
 from fsd.site import ContainerSubject, ImageSubject, LayerSubject, PartSubject, PathSubject
@@ -203,12 +203,21 @@ def image_history(image: ImageSubject) -> str:
 
 def image_view(image: ImageSubject) -> ViewSpec:
     """An image's content, read-only; that of its draft while one is open."""
-    draft = draft_of(image)
+    shown, draft = f"{image.path}/rootfs", draft_of(image)
     if draft is not None:
-        return replace(container_view(draft), key=f"drafts/{draft.id}", shown=f"{image.path}/rootfs")
+        return replace(container_view(draft), key=f"drafts/{image.id}", shown=shown, keeps_place=False)
+    if is_draftable(image):
+        return ViewSpec(
+            key=f"drafts/{image.id}",
+            shown=shown,
+            layer_id=image.record.layer,
+            read_only=False,
+            keeps_place=False,
+            begin=lambda: container_view(open_draft(image)),
+        )
     return ViewSpec(
         key=f"images/{image.id}",
-        shown=f"{image.path}/rootfs",
+        shown=shown,
         layer_id=image.record.layer,
         read_only=True,
         refusal="images cannot be written; fill a container 'from' it, or write 'draft' to its on-write",

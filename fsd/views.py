@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import trio
@@ -18,7 +19,7 @@ import trio
 from fsd.exports import View
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from fsd.bursts import Bursts
@@ -46,6 +47,11 @@ class ViewSpec:
     """Where in the tree it is shown, for messages; the key if empty."""
     owner: str = ""
     """Key of the object's node, as ``containers:<id>``, or :data:`PRIVATE` and that key."""
+    keeps_place: bool = True
+    """Whether the same view is shown in the same place until a command there changes that."""
+    begin: Callable[[], ViewSpec] | None = None
+    """For views that the first write turns into another: makes that, in a thread. What is shown until then
+    never changes."""
     refusal: str = ""
     """Why writing is refused, and what to do instead; for read-only views."""
 
@@ -59,11 +65,14 @@ class Views:
         self._bursts = bursts
         self._specs: dict[str, ViewSpec] = {}
         self._held: set[str] = set()
+        self._beginning = trio.Lock()
+        self._changing = threading.Lock()
+        """Held while what a key shows is found out, and while that changes."""
         self.refused: OrderedDict[tuple[int, int, str], None] = OrderedDict()
         """Processes, by pid and start time, that must not empty the object of that key."""
 
-    async def export(self, spec: ViewSpec) -> int:
-        """Node id of the view's root.
+    async def export(self, make: Callable[[], ViewSpec]) -> int:
+        """Node id of the root of the view that ``make`` describes; it is called in a thread.
 
         A directory that was replaced since (a rollback, a refilled container) becomes a new view.
 
@@ -71,22 +80,28 @@ class Views:
             OSError: the directory cannot be opened.
             DriverError: the driver cannot make the layer available.
         """
-        return await trio.to_thread.run_sync(self._export, spec)
+        return await trio.to_thread.run_sync(self._export, make)
 
-    def _export(self, spec: ViewSpec) -> int:
-        path = self._get(spec.layer_id) if spec.directory is None else spec.directory
-        self._specs[spec.key] = spec
+    def _export(self, make: Callable[[], ViewSpec]) -> int:
+        with self._changing:
+            spec = make()
+            path = self._get(spec.layer_id) if spec.directory is None else spec.directory
+            self._specs[spec.key] = spec
+            return self.exports.export(self._view(spec, path))
+
+    def _view(self, spec: ViewSpec, path: Path) -> View:
         gate = self._gate(spec)
-        return self.exports.export(
-            View(
-                key=spec.key,
-                path=path,
-                read_only=spec.read_only,
-                frozen=spec.read_only and self._is_final(spec),
-                gate=gate,
-                window=functools.partial(self._bursts.window, spec.container) if gate else None,
-                owner=owner_number(spec.owner),
-            )
+        return View(
+            key=spec.key,
+            path=path,
+            read_only=spec.read_only,
+            frozen=spec.read_only and self._is_final(spec),
+            sealed=spec.begin is not None,
+            gate=gate,
+            window=functools.partial(self._bursts.window, spec.container)
+            if gate and spec.container
+            else None,
+            owner=owner_number(spec.owner),
         )
 
     def _is_final(self, spec: ViewSpec) -> bool:
@@ -112,6 +127,11 @@ class Views:
                 self._held.discard(layer_id)
                 await trio.to_thread.run_sync(self._store.driver.put, layer_id)
 
+    def keeps_place(self, inode: int) -> bool:
+        """Whether the kernel may remember where it met a node of a real tree."""
+        spec = self.spec_of(inode)
+        return spec is not None and spec.keeps_place
+
     def spec_of(self, inode: int) -> ViewSpec | None:
         """The view a node of a real tree belongs to."""
         view = self.exports.view_of(inode)
@@ -130,8 +150,26 @@ class Views:
         self._held.add(layer_id)
         return path
 
+    async def _begin(self, key: str, name: bytes | None) -> None:
+        """The gate of a view that its first write turns into another: that, then the gate of the other."""
+        async with self._beginning:
+            spec = self._specs[key]
+            if spec.begin is not None:
+                await trio.to_thread.run_sync(self._exchange, spec, spec.begin)
+        gate = self._gate(self._specs[key])
+        if gate is not None:
+            await gate(name)
+
+    def _exchange(self, spec: ViewSpec, begin: Callable[[], ViewSpec]) -> None:
+        with self._changing:
+            spec = replace(begin(), key=spec.key, shown=spec.shown, keeps_place=False)
+            self.exports.exchange(self._view(spec, self._get(spec.layer_id)))
+            self._specs[spec.key] = spec
+
     def _gate(self, spec: ViewSpec) -> Gate | None:
-        """What a write waits for: a snapshot, where the driver keeps any."""
+        """What a write waits for: a snapshot, where the driver keeps any, or what the first write begins."""
+        if spec.begin is not None:
+            return functools.partial(self._begin, spec.key)
         if not spec.container or not self._store.driver.capabilities.snapshots:
             return None
         return self._bursts.gate(spec.container)

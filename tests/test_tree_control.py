@@ -219,29 +219,6 @@ def test_graph_is_a_picture_of_every_object(tree):
     assert dot.count("->") == len(titles) - 1
 
 
-# -- drafts ------------------------------------------------------------------------------------
-
-
-def test_draft_takes_what_is_written_to_an_image(tree):
-    image = tree.path / "images" / TOP
-    before = snapshot_tree(image / "rootfs")
-    assert (image / "on-write").read_text() == "deny\n"
-    assert errname_of(write, image / "rootfs/etc/hostname", "x") == "EROFS"
-    write(image / "on-write", "draft\n")
-    assert (image / "on-write").read_text() == "draft containers/draft-top-1\n"
-    draft = tree.path / "containers/draft-top-1"
-    write(image / "rootfs/etc/hostname", "drafted\n")
-    assert (draft / "rootfs/etc/hostname").read_text() == "drafted\n"
-    assert snapshot_tree(image / "layer/rootfs") == before
-    write(draft / "commit", "localhost/drafted:1")
-    assert (tree.path / "images/localhost/drafted:1/rootfs/etc/hostname").read_text() == "drafted\n"
-    draft.rmdir()
-    assert eventually(lambda: snapshot_tree(image / "rootfs") == before)
-    assert (image / "on-write").read_text() == "deny\n"
-    assert errname_of(write, image / "rootfs/etc/hostname", "x") == "EROFS"
-    assert errname_of(write, image / "on-write", "perhaps") == "EINVAL"
-
-
 # -- settings ----------------------------------------------------------------------------------
 
 

@@ -113,7 +113,7 @@ int do_setattr(struct request *r) {
     if (!node)
         return -ESTALE;
     int result = in ? 0 : -EINVAL;
-    if (!result && (in->valid & CHANGES || node->tree->export->flags & FSD_READ_ONLY))
+    if (!result && (in->valid & CHANGES || node->tree->export->flags & (FSD_READ_ONLY | FSD_SEALED)))
         result = gate_node(r, node);
     if (!result && (result = fd_of(r->plane, node, &ref)) >= 0) {
         result = apply(r, in, node, ref.fd);

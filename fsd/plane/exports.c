@@ -27,14 +27,14 @@ static uint64_t device_of(const struct statx *info) {
 
 /* A private copy of the directory's mount: nothing is mounted below it, no device can be opened in it, and
    reading through it leaves access times alone. Where that is not allowed, the directory itself. */
-static int open_root(struct export *ex, const char *path) {
+int export_open_root(struct export *ex, const char *path) {
     struct mount_attributes attributes = {.set = MOUNT_ATTR_NOATIME | MOUNT_ATTR_NODEV, .clear = ATIME_BITS};
     int fd = ex->flags & FSD_BY_NAME ? -1
                                      : (int)syscall(SYS_open_tree, AT_FDCWD, path,
                                                     1 /* OPEN_TREE_CLONE */ | O_CLOEXEC | AT_SYMLINK_NOFOLLOW);
     ex->cloned = fd >= 0;
     if (ex->cloned) {
-        if (ex->flags & FSD_READ_ONLY)
+        if (ex->flags & (FSD_READ_ONLY | FSD_SEALED))
             attributes.set |= MOUNT_ATTR_RDONLY;
         syscall(SYS_mount_setattr, fd, "", AT_EMPTY_PATH, &attributes, sizeof attributes);
         return fd;
@@ -71,7 +71,7 @@ static bool is_btrfs_handle(const struct handle *handle, const struct statx *inf
 /* Find out how nodes of a tree can be reopened, by trying it on its root. */
 void tree_describe(struct tree *tree, const struct handle *root, const struct statx *info) {
     struct handle any = *root;
-    tree->device = device_of(info);
+    tree->device = tree->other_device = device_of(info);
     tree->root = *root;
     tree->kind = BY_NAME;
     if (tree->export->flags & FSD_BY_NAME || root->type < 0)
@@ -150,7 +150,7 @@ static struct export *export_make(const char *path, uint32_t number, uint32_t fl
         ex->number = tree->number = number;
         ex->flags = flags;
         tree->export = ex;
-        *error = ex->root = open_root(ex, path);
+        *error = ex->root = export_open_root(ex, path);
         if (*error >= 0)
             *error = stat_fd(ex->root, &info);
         if (*error == 0 && !S_ISDIR(info.stx_mode))

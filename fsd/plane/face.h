@@ -7,6 +7,7 @@ typedef struct plane plane;
 #define FSD_FROZEN 2
 #define FSD_BY_NAME 4
 #define FSD_GATED 8
+#define FSD_SEALED 16 /* nothing in it may change; it can be exchanged for a copy that may */
 
 /* How nodes are reopened: by a btrfs handle made from the inode number, by a kept handle, by name. */
 #define FSD_BTRFS_HANDLES 0
@@ -76,6 +77,7 @@ int64_t fsd_export(plane *p, const char *path, uint32_t number, uint32_t flags, 
                    uint64_t home_node);
 int fsd_unexport(plane *p, uint32_t number);
 int fsd_number(plane *p, uint32_t export_number, const unsigned char *handle, uint32_t length, uint32_t number);
+int fsd_exchange(plane *p, uint32_t number, const char *path);
 int fsd_mode(plane *p, uint32_t number);
 int fsd_arm(plane *p, uint32_t number);
 int fsd_disarm(plane *p, uint32_t number, int64_t quiet_ns, int64_t until_ns);

@@ -257,11 +257,12 @@ static int free_slot(struct plane *p) {
     return -1;
 }
 
-/* Keep a directory's new descriptor; it is the caller's to use until fd_release. */
-static void keep(struct plane *p, struct node *node, struct fdref *ref) {
+/* Keep a directory's new descriptor, unless the export shows something else by now; it is the caller's to use until fd_release. */
+static void keep(struct plane *p, struct node *node, struct fdref *ref, unsigned epoch) {
     int evicted = -1;
     pthread_mutex_lock(&p->slots_lock);
-    int at = node->slot < 0 ? free_slot(p) : -1;
+    bool stays = node->slot < 0 && atomic_load(&node->tree->export->epoch) == epoch;
+    int at = stays ? free_slot(p) : -1;
     if (at >= 0) {
         struct slot *slot = &p->slots[at];
         evicted = slot->fd;
@@ -286,10 +287,11 @@ int fd_of(struct plane *p, struct node *node, struct fdref *ref) {
         *ref = (struct fdref){.fd = node->pin, .slot = -2};
         return ref->fd;
     }
+    unsigned epoch = atomic_load(&node->tree->export->epoch);
     int fd = node->directory ? open_directory(p, node) : node_open(p, node, PATH_FLAGS);
     *ref = (struct fdref){.fd = fd, .slot = -1};
     if (fd >= 0 && node->directory)
-        keep(p, node, ref);
+        keep(p, node, ref, epoch);
     return fd;
 }
 

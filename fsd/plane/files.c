@@ -165,7 +165,8 @@ static struct data_state *data_of(struct node *node) {
 static void enter_mode(struct request *r, struct file *file, const struct statx *info,
                        struct plane_open_out *out) {
     struct node *node = file->node;
-    bool may = atomic_load(&r->plane->passthrough) && !prefers_cache(node, file->flags, info);
+    bool may = atomic_load(&r->plane->passthrough) && !prefers_cache(node, file->flags, info) &&
+               !(node->tree->export->flags & FSD_SEALED); /* such a file can be reopened elsewhere */
     pthread_mutex_lock(node_lock(r->plane, node));
     struct data_state *data = data_of(node);
     if (data && !data->cached && (data->passed || may)) {

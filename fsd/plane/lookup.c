@@ -37,7 +37,9 @@ static int enter(struct request *r, struct tree *tree, const struct handle *hand
 
 /* Only directories begin another tree: overlayfs shows files under the device they come from. */
 static bool is_nested(const struct tree *tree, const struct statx *info) {
-    return S_ISDIR(info->stx_mode) && device_of(info) != tree->device && info->stx_ino >= FIRST_BTRFS_INODE;
+    uint64_t device = device_of(info);
+    return S_ISDIR(info->stx_mode) && device != tree->device && device != tree->other_device &&
+           info->stx_ino >= FIRST_BTRFS_INODE;
 }
 
 /* The tree whose root was met inside another: a nested subvolume. */

@@ -142,8 +142,11 @@ int gate(struct request *r, struct node *node, const char *name, const char *oth
     struct export *ex = node->tree->export;
     if (ex->flags & FSD_READ_ONLY)
         return refuse(r, ex, name, EROFS);
-    if (!(ex->flags & FSD_GATED) || (is_noise(r->plane, name) && (!other || is_noise(r->plane, other))))
+    bool sealed = ex->flags & FSD_SEALED;
+    if (!(ex->flags & FSD_GATED) || (!sealed && is_noise(r->plane, name) && (!other || is_noise(r->plane, other))))
         return 0;
+    if (r->passed_gate && sealed)
+        return refuse(r, ex, name, EROFS);
     if (r->passed_gate) {
         atomic_store(&ex->mutated_ns, now_ns());
         return 0;

@@ -55,6 +55,7 @@ struct export {
     bool cloned; /* nothing can be mounted below root */
     bool live;
     atomic_bool armed;
+    atomic_uint epoch; /* counts what it has shown */
     atomic_long quiet_ns, until_ns, mutated_ns;
     atomic_long nodes;
     struct tree *trees;
@@ -67,7 +68,7 @@ struct tree {
     struct export *export;
     uint32_t number;
     enum tree_kind kind;
-    uint64_t device;
+    uint64_t device, other_device; /* other: after an exchange */
     uint64_t subvolume;
     struct handle root;
 };
@@ -273,6 +274,7 @@ void slot_unlock(struct plane *p, const struct fdref *ref);
 /* exports.c */
 struct tree *tree_of(struct export *ex, const struct handle *root);
 void export_node_gone(struct plane *p, struct export *ex);
+int export_open_root(struct export *ex, const char *path);
 struct export *export_find(struct plane *p, uint32_t number);
 void exports_free(struct plane *p);
 void tree_describe(struct tree *tree, const struct handle *root, const struct statx *info);

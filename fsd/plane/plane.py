@@ -192,6 +192,7 @@ class Plane:
         read_only: bool,
         frozen: bool = False,
         gated: bool = False,
+        sealed: bool = False,
         by_name: bool = False,
         owner: int = 0,
     ) -> Export:
@@ -200,13 +201,14 @@ class Plane:
         Args:
             frozen: nobody changes it any more, so the kernel may cache all of it for good.
             gated: mutations wait while it is armed, which it is from the start.
+            sealed: nothing in it may change before :meth:`exchange`; it has to be gated.
             by_name: reopen nodes by name, as without the privilege to use file handles.
             owner: whose removals :meth:`deny` can forbid.
 
         Raises:
             OSError: the directory cannot be opened, or the number is out of range.
         """
-        flags = read_only | frozen << 1 | by_name << 2 | gated << 3
+        flags = read_only | frozen << 1 | by_name << 2 | gated << 3 | sealed << 4
         node = _plane.lib.fsd_export(self._c, os.fsencode(path), number, flags, owner, 0)
         if node < 0:
             raise OSError(-node, os.strerror(-node), str(path))
@@ -215,6 +217,16 @@ class Plane:
     def unexport(self, number: int) -> None:
         """Show it no more. Nodes the kernel holds go on working as long as their inodes exist."""
         _plane.lib.fsd_unexport(self._c, number)
+
+    def exchange(self, number: int, path: Path) -> None:
+        """Go over from the subvolume a sealed export shows to a snapshot of it, under the same nodes.
+
+        Raises:
+            OSError: EOPNOTSUPP where nodes are not reopened by btrfs handles.
+        """
+        error = _plane.lib.fsd_exchange(self._c, number, os.fsencode(path))
+        if error < 0:
+            raise OSError(-error, os.strerror(-error), str(path))
 
     def mode(self, number: int) -> Mode:
         """How nodes of an export are reopened.
