@@ -242,8 +242,9 @@ cp image.tar images/.import/ANY          load an image archive
 
 The first write of a burst in a container's rootfs takes a snapshot before it lands
 (echo none > on-write: it does not). echo draft > images/X/on-write lets the rootfs of an
-image be written: the first write makes a container, which it shows from then on until that is
-committed or removed; the image never changes. A running container writes past this mount; a timer takes a snapshot of what changed every hour.
+image be written: the first write makes a container, which it shows from then on until that
+is committed or removed; the image never changes. A running container writes past this
+mount; a timer takes a snapshot of what changed every hour.
 Image, layer and snapshot views cannot be written (EROFS). After a refused operation read
 control/errors, or: getfattr --only-values -n user.fsd.error PATH
 """
