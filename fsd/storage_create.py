@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from drivers.errors import MalformedArchive
 from drivers.idmap import IDMap
 from fsd.storage_data import read_file
-from fsd.storage_errors import text_of
+from fsd.storage_errors import archive_text, text_of
 from fsd.storage_json import record_text
 from fsd.storage_show import check_digest
 from store.errors import DuplicateID, DuplicateName, ImageUnknown, LayerUnknown, ParentUnknown
@@ -44,7 +44,7 @@ def import_layer(run: Run) -> int:
         except ParentUnknown:
             run.fail(LayerUnknown.original)
         except MalformedArchive as error:
-            run.fail(f"ApplyLayer stdout:  stderr: {error} exit status 1")
+            run.fail(archive_text(error, run.store.driver_name))
     return _made(run, "layers", layer)
 
 
@@ -55,6 +55,8 @@ def _archive(run: Run, stack: ExitStack) -> BinaryIO:
         return sys.stdin.buffer
     try:
         return stack.enter_context(open(path, "rb"))
+    except IsADirectoryError as error:
+        run.fail(text_of(error, call="read"))
     except OSError as error:
         run.fail(text_of(error))
 
@@ -65,7 +67,7 @@ def applydiff(run: Run) -> int:
         try:
             run.store.apply_diff(run.args[0], _archive(run, stack))
         except MalformedArchive as error:
-            run.fail(f"ApplyLayer stdout:  stderr: {error} exit status 1")
+            run.fail(archive_text(error, run.store.driver_name))
     return 0
 
 

@@ -45,6 +45,8 @@ def read_file(run: Run, path: str) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read()
+    except IsADirectoryError as error:
+        run.fail(text_of(error, call="read"))
     except OSError as error:
         run.fail(text_of(error))
 

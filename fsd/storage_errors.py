@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from drivers.errors import BadOption, DriverError, NotSupported, PrerequisitesMissing, SeveralDrivers
+from drivers.errors import (
+    BadOption,
+    DriverError,
+    MalformedArchive,
+    NotSupported,
+    PrerequisitesMissing,
+    SeveralDrivers,
+)
 from store.errors import StoreError
 
 if TYPE_CHECKING:
     from store.config import StoreOptions
 
+_UNKNOWN_OPTION = {
+    "btrfs": "unknown option {}",
+    "vfs": "vfs driver does not support {} options",
+    "overlay": "overlay: Unknown option {}",
+}
 EXPECTED = (StoreError, DriverError, OSError)
 
 
@@ -25,6 +37,14 @@ def text_of(error: Exception, *, call: str = "open") -> str:
         name = error.filename if isinstance(error.filename, str) else str(error.filename or "")
         return f"{call} {name}: {reason(error)}" if name else reason(error)
     return str(error)
+
+
+def archive_text(error: MalformedArchive, driver: str) -> str:
+    """Why a layer archive cannot be unpacked; the original's drivers word it differently."""
+    why = "unexpected EOF" if "truncated" in str(error) else str(error)
+    if driver == "overlay":
+        return f"processing tar file({why}): exit status 1"
+    return f"ApplyLayer stdout:  stderr: {why} exit status 1"
 
 
 def reason(error: OSError) -> str:
@@ -60,6 +80,9 @@ def _bad_option(error: BadOption, options: StoreOptions) -> str:
     for option in options.driver_options:
         if "=" not in option:
             return f"unable to parse key/value option: {option}"
+        key = option.partition("=")[0]
+        if repr(key) in str(error) and (text := _UNKNOWN_OPTION.get(options.driver)):
+            return text.format(key)
     return str(error)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -18,8 +19,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from fsd import storage_cli
+from fsd.storage_table import BY_NAME, COMMANDS
 from tests.support.features import require
-from tests.support.storage_scripts import FILL, IDS, LOOKS, MAPPED, SCRIPTS
+from tests.support.storage_changes import SCRIPTS
+from tests.support.storage_scripts import FILL, IDS, LOOKS, MAPPED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,6 +32,9 @@ if TYPE_CHECKING:
     Runner = Callable[[list[str], Path | None, Path], Finish]
 
 ROOT = Path(__file__).parents[1]
+for _path in (*ROOT.glob("drivers/*.py"), *ROOT.glob("store/*.py"), *ROOT.glob("fsd/storage_*.py")):
+    if "build" not in _path.name:  # what a child of this process would otherwise import again and again
+        importlib.import_module(f"{_path.parent.name}.{_path.stem}".removesuffix(".__init__"))
 DRIVERS = ("btrfs", "vfs", "overlay")
 ID = re.compile(r"[0-9a-f]{64}")
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
@@ -92,7 +98,7 @@ class Side:
 
     def start(self, line: str) -> Finish:
         """Begin a line of a script; the result waits for exit status, output and complaints, normalised."""
-        words = line.format(**IDS, **self.files).split(" ")
+        words = line.format(**IDS, **self.files, home=self.home).split(" ")
         stdin = Path(words.pop(0)[1:]) if words[0].startswith("<") else None
         store = ["-g", str(self.home / "g"), "-R", str(self.home / "r"), "-s", self.driver]
         finish = self.runner([*store, *words], stdin, self.home)
@@ -103,6 +109,8 @@ class Side:
                 out = in_order(out)
             if words[0] == "diff":
                 out = contents(out)
+            if words[0] == "status":
+                out, err = out.partition(r'"],["Driver Options"')[0], "".join(err.splitlines(True)[:4])
             return code, self.normal(out), self.normal(err)
 
         return finished
@@ -247,6 +255,24 @@ def test_every_change_leaves_the_store_as_the_original_does(
             if a != b:
                 found.append(f"{name}: {what} {describe(a, b)}")
     assert not found, "\n\n".join(found)
+
+
+def test_every_subcommand_and_flag_is_tried_in_sixty_scenarios() -> None:
+    """Each driver runs all of them; what they try together is the whole command line."""
+    scripts = {**LOOKS, **{f"change: {name}": script for name, script in SCRIPTS.items()}}
+    assert len(SCRIPTS) >= 60
+    assert len(scripts) >= 110
+    tried: dict[str, set[str]] = {}
+    for line in (line for script in (FILL, *scripts.values()) for line in script):
+        words = line.removeprefix("<{tar} ").removeprefix("<{tgz} ").removeprefix("<{text} ").split(" ")
+        while words and words[0].startswith("-"):
+            words.pop(0)
+        if words and (command := BY_NAME.get(words[0])):
+            tried.setdefault(command.names[0], set()).update(words)
+    for command in COMMANDS:
+        for flag in command.flags:
+            spelt = {f"-{spelling}" for spelling in flag.spellings}
+            assert spelt & tried[command.names[0]], (command.names[0], spelt, "is not tried")
 
 
 def test_mapped_layers_are_as_the_original_makes_them(btrfs_dir: Path, files: dict[str, str]) -> None:
