@@ -370,6 +370,10 @@ class Driver(ABC):
         """Whether :meth:`get` can shift IDs here and now (kernel and filesystem permitting)."""
         return False
 
+    def backlog(self) -> int | None:
+        """How many removed directories have not given their space back yet; ``None`` if it is not known."""
+        return None
+
     def snapshots(self) -> Snapshots:
         """The driver's snapshots; ``NotSupported`` without the capability."""
         raise NotSupported(f"driver {self.name} keeps no snapshots")

@@ -364,6 +364,13 @@ class BtrfsDriver(BtrfsChanges, Driver):
         """Whether an idmapped mount of the home directory can be made here."""
         return self._views.supported(self.subvolumes)
 
+    def backlog(self) -> int | None:
+        """Subvolumes the filesystem's cleaner has not got to yet (Linux 6.13)."""
+        try:
+            return btrfs_ioctl.queued_for_cleaning(self.subvolumes)
+        except OSError:
+            return None
+
     def snapshots(self) -> BtrfsSnapshots:
         """The snapshots below ``fsd/snapshots``."""
         return self._snapshots

@@ -113,9 +113,10 @@ class ErrorRing:
         """Text of the newest failure on ``inode``."""
         return next((f.text for f in reversed(self._failures) if f.inode == inode), None)
 
-    def since(self, time_ns: int, *, defects: bool = False) -> int:
-        """How many of the kept failures are not older; only those nobody foresaw, with ``defects``."""
+    def since(self, time_ns: int, *, number: int = 0, defects: bool = False) -> int:
+        """How many kept failures are not older: with that errno, or, with ``defects``, unforeseen ones."""
         found = [failure for failure in self._failures if failure.time_ns >= time_ns]
+        found = [failure for failure in found if not number or failure.number == number]
         return sum(1 for failure in found if not defects or failure.text.startswith(DEFECT))
 
     def __str__(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from fsd.site import Site
 
 RECENT_ERRORS_NS = 3600 * 10**9
-LONG_BACKLOG = 1000
+LONG_BACKLOG, LONG_TRASH = 1000, 100
+"""Comparisons and entries that wait for their turn and are worth a look."""
 
 
 def health(site: Site) -> str:
@@ -26,6 +28,7 @@ def examine(site: Site) -> Iterator[Finding]:
     """Everything that is looked at. Walks no tree and takes no lock."""
     yield from of_store.examine(site.history)
     yield from _data_plane(site)
+    yield from _waiting(site)
     yield from _backlog(site)
     yield from _errors(site)
 
@@ -36,14 +39,33 @@ def _data_plane(site: Site) -> Iterator[Finding]:
     now = site.plane.stats()
     yield Finding(
         subject="passthrough",
-        ok=True,
-        text="on"
-        if now.passthrough
-        else "off, data is read and written by request (Linux 6.9 and root have it)",
+        ok=now.passthrough,
+        text="on" if now.passthrough else "off, every read and write of a file goes through fsd",
+        remedy="it needs Linux 6.9 and CAP_SYS_ADMIN",
+    )
+
+
+def _waiting(site: Site) -> Iterator[Finding]:
+    late = site.errors.since(time.time_ns() - RECENT_ERRORS_NS, number=errno.ETIMEDOUT)
+    yield Finding(
+        subject="timeouts",
+        ok=not late,
+        text=f"{late} operations waited in vain for a lock in the last hour"
+        if late
+        else "no operation waited in vain for a lock in the last hour",
+        remedy="control/errors names who held them",
     )
 
 
 def _backlog(site: Site) -> Iterator[Finding]:
+    if site.history.supported:
+        entries, due = len(site.trash.list()), len(site.trash.expired())
+        yield Finding(
+            subject="trash",
+            ok=due < LONG_TRASH,
+            text=f"{entries} entries, {due} of them due to go",
+            remedy="they go at most 20 at a time; rmdir trash/NAME purges one now",
+        )
     waiting = site.diffs.backlog
     yield Finding(
         subject="backlog",

@@ -391,6 +391,23 @@ def status(subject: Subject) -> str:
     return lines(f"{name}: {value}" for name, value in pairs)
 
 
+def config(subject: Subject) -> str:
+    """What is in force and where it comes from: the store's options as comments, then fsd's own numbers."""
+    options = subject.site.store.options
+    pairs = [
+        ("storage.conf", ", ".join(options.sources) or "not found"),
+        ("graphroot", options.graphroot),
+        ("runroot", options.runroot),
+        (
+            "driver",
+            f"{subject.site.store.driver_name}{'' if options.driver else ' (chosen by the graphroot)'}",
+        ),
+        ("driver options", " ".join(options.driver_options)),
+        ("additional image stores", " ".join(options.additional_image_stores)),
+    ]
+    return lines([*(f"# {name}: {value}" for name, value in pairs if value), str(subject.site.settings)])
+
+
 def prune_preview(subject: Subject) -> str:
     """What would go, one object a line, and the token that removes exactly that."""
     site = subject.site

@@ -53,7 +53,11 @@ class WriteSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything that can be set, by the section of the file it stands in; ``source`` is the file read."""
+    """Everything that can be set, by the section of the file it stands in.
+
+    ``source`` is the file read, ``given`` each ``section.key`` in it; ``str`` gives a file that says
+    the same, with where each value comes from.
+    """
 
     bursts: BurstPolicy = field(default_factory=BurstPolicy)
     retention: Policy = field(default_factory=Policy)
@@ -61,12 +65,15 @@ class Settings:
     timer: TimerSettings = field(default_factory=TimerSettings)
     on_write: WriteSettings = field(default_factory=WriteSettings)
     source: str = ""
+    given: frozenset[str] = field(default=frozenset(), compare=False)
 
     def __str__(self) -> str:
-        lines = [f"# from {self.source}" if self.source else "# built-in values; no fsd.toml was found"]
-        for section in _sections():
-            lines += ["", f"[{_dashed(section)}]"]
-            lines += [f"{key} = {_toml(value)}" for key, value in _items(getattr(self, section))]
+        lines = [f"# fsd.toml: {self.source or 'not found'}"]
+        for section in map(_dashed, _sections()):
+            lines += ["", f"[{section}]"]
+            for key, value in _items(getattr(self, section.replace("-", "_"))):
+                origin = "fsd.toml" if f"{section}.{key}" in self.given else "built-in"
+                lines.append(f"{f'{key} = {_toml(value)}':<32}  # {origin}")
         return "\n".join(lines)
 
 
@@ -110,7 +117,8 @@ def _settings(found: dict[str, Any], source: str) -> Settings:
                 f"{source}: there is no section {section!r}; there are {', '.join(map(_dashed, _sections()))}"
             )
         changed = _changed(getattr(settings, attribute), table, f"{source}: {section}")
-        settings = replace(settings, **{attribute: changed})
+        given = settings.given | {f"{section}.{key}" for key in table}
+        settings = replace(settings, given=given, **{attribute: changed})
     _check_choice(settings.on_write.containers, ON_WRITE, f"{source}: on-write.containers")
     return settings
 
@@ -160,7 +168,7 @@ def _check_choice(value: Any, choices: tuple[str, ...], where: str) -> None:
 
 
 def _sections() -> list[str]:
-    return [item.name for item in fields(Settings) if item.name != "source"]
+    return [item.name for item in fields(Settings) if item.name not in ("source", "given")]
 
 
 def _items(section: Any) -> Iterator[tuple[str, Any]]:

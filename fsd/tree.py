@@ -197,7 +197,7 @@ ROOT = Directory(
                 "metrics": SlowText(lambda s: metrics(s.site)),
                 "errors": Text(lambda s: str(s.site.errors)),
                 "locks": SlowText(lambda s: r.lines(map(str, locks(s.site.store)))),
-                "config": Text(lambda s: str(s.site.settings)),
+                "config": Text(r.config),
                 "graph.dot": SlowText(r.graph_dot),
                 "graph.svg": SlowText(r.graph_svg),
                 "prune": Directory(

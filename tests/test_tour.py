@@ -96,7 +96,7 @@ rmdir trash/www@*
 ls orphans broken
 grep -q 'driver: btrfs' control/status control/health
 grep -q fsd_objects control/metrics
-grep -q '^quiet = 60' control/config
+grep -q '^quiet = 60 .*built-in' control/config
 grep -q layers.lock control/locks
 grep -q '<svg' control/graph.svg
 grep -q digraph control/graph.dot

@@ -167,6 +167,23 @@ def test_health_says_ok_or_warn_and_metrics_parse(tree):
     assert 'fsd_objects{table="images"} 2' in metrics.splitlines()
 
 
+def test_health_warns_of_what_is_wrong_and_says_what_to_do(tree, filled, btrfs_root):
+    layer = (tree.path / "images" / BASE / "layer/id").read_text().strip()
+    left = filled.graphroot / "btrfs/subvolumes" / layer
+    subprocess.run(["mount", "--bind", left, left], check=True)
+    subprocess.run(["btrfs", "quota", "enable", btrfs_root], check=True)
+    try:
+        lines = (tree.path / "control/health").read_text().splitlines()
+    finally:
+        subprocess.run(["btrfs", "quota", "disable", btrfs_root], check=True)
+        subprocess.run(["umount", left], check=True)
+    assert any(
+        line.startswith(f"warn leaked: mounted, though nothing counts it: {left}; umount") for line in lines
+    )
+    assert any(re.match("warn quota: full qgroups: .*; btrfs quota disable", line) for line in lines)
+    assert "warn" not in (tree.path / "control/health").read_text()
+
+
 def test_locks_name_who_holds_them(tree, filled):
     from store.lockfile import LockFile
 
@@ -228,8 +245,10 @@ def test_settings_of_a_file_are_in_force_and_shown(filled, btrfs_dir, require, m
     monkeypatch.setenv("FSD_CONF", str(btrfs_dir / "fsd.toml"))
     with mounted(filled, btrfs_dir / "mnt") as serving:
         config = (serving.path / "control/config").read_text()
-        assert "lifetime = 0\n" in config
-        assert "quiet = 60\n" in config
+        assert re.search(r"^lifetime = 0 +# fsd.toml$", config, re.MULTILINE)
+        assert re.search(r"^quiet = 60 +# built-in$", config, re.MULTILINE)
+        assert f"# fsd.toml: {btrfs_dir}/fsd.toml\n" in config
+        assert f"# graphroot: {filled.graphroot}\n" in config
         container = serving.path / "containers" / CONTAINER
         (container / "rootfs/x").write_text("x")
         assert os.listdir(container / "snapshots") == []
