@@ -18,6 +18,8 @@ def main() -> int:
         return storage_main(arguments)
     from fsd import storage_cli
 
+    if (found := storage_cli.after_the_word(arguments)) is not None:
+        return storage_cli.main(*found)
     if storage_cli.is_meant(arguments):
         return storage_cli.main(arguments)
     from fsd.cli import main as fsd_main

@@ -17,7 +17,16 @@ from __future__ import annotations
 
 import sys
 
-from fsd.storage_flags import HELP_FLAG, PROGRAM, STORE_FLAGS, FlagSet, HelpWanted, UsageError, Values
+from fsd.storage_flags import (
+    HELP_FLAG,
+    OUR_FLAGS,
+    PROGRAM,
+    STORE_FLAGS,
+    FlagSet,
+    HelpWanted,
+    UsageError,
+    Values,
+)
 from fsd.storage_table import BY_NAME, COMMANDS, SHARED, Command
 
 TYPE_CHECKING = False
@@ -40,10 +49,31 @@ def is_meant(arguments: list[str]) -> bool:
     return rest[0] not in SHARED or all(values[key] for key in ("graph", "run", "storage-driver"))
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command line; the exit code."""
-    given = sys.argv[1:] if arguments is None else arguments
+def after_the_word(arguments: list[str]) -> tuple[list[str], Values] | None:
+    """What follows ``storage`` and the flags before it; ``None`` if that is not what the line begins with.
+
+    ``--json`` may stand there too, and ``--root`` and ``--runroot`` are understood: they are fsd's flags.
+    """
     values: Values = {}
+    try:
+        rest = FlagSet(PROGRAM, (*STORE_FLAGS, *OUR_FLAGS), values).parse(arguments)
+    except (UsageError, HelpWanted):
+        return None
+    if rest[:1] != ["storage"]:
+        return None
+    for ours, theirs in (("root", "graph"), ("runroot", "run")):
+        values[theirs] = values.pop(ours) or values[theirs]
+    return rest[1:], values
+
+
+def main(arguments: list[str] | None = None, values: Values | None = None) -> int:
+    """Run a command line; the exit code.
+
+    Args:
+        values: flags that were given before it.
+    """
+    given = sys.argv[1:] if arguments is None else arguments
+    values = {} if values is None else values
     flags = FlagSet(PROGRAM, (*STORE_FLAGS, HELP_FLAG), values)
     if not given:
         return _usage(flags)

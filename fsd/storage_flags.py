@@ -63,6 +63,12 @@ STORE_FLAGS = (
     Flag("storage-opt", list, "Set storage driver options ($STORAGE_OPTS)"),
     Flag("debug D", bool, "Print debugging information"),
 )
+OUR_FLAGS = (
+    Flag("json j", bool, "Prefer JSON output"),
+    Flag("root", str, "Root of the storage tree"),
+    Flag("runroot", str, "Root of the runtime state tree"),
+)
+"""What may stand before ``storage`` besides, as before any verb of fsd."""
 HELP_FLAG = Flag("help", bool, "Print usage")
 
 Values = dict[str, "str | bool | list[str]"]

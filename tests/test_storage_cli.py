@@ -294,6 +294,27 @@ def test_verbs_of_the_original_are_fsds_too(words: str, btrfs_dir: Path) -> None
     assert (done.returncode, done.stdout, done.stderr) == (1, "base: false\n", "")
 
 
+@pytest.mark.parametrize(
+    "before",
+    ["-g G -R R -s vfs --json", "--debug -j --root G --runroot=R --storage-driver vfs", "-Djg G -R R -s vfs"],
+)
+def test_flags_may_stand_before_the_word_storage(before: str, btrfs_dir: Path) -> None:
+    places = {"G": str(btrfs_dir / "g"), "R": str(btrfs_dir / "r"), "--runroot=R": f"--runroot={btrfs_dir}/r"}
+    flags = [places.get(word, word) for word in before.split()]
+
+    def fsd(*words: str) -> subprocess.CompletedProcess[str]:
+        argv = [sys.executable, "-m", "fsd", *flags, *words]
+        return subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, check=False)
+
+    made = fsd("storage", "create-layer", "-i", IDS["A"], "-n", "base")
+    assert (made.returncode, json.loads(made.stdout)["id"]) == (0, IDS["A"])
+    assert ("level=DEBUG" in made.stderr) is (not before.startswith("-g"))
+    asked = fsd("storage", "exists", "aaa")
+    assert (asked.returncode, json.loads(asked.stdout)) == (0, {"aaa": True})
+    refused = fsd("--storage-opt", "nosuch", "storage", "create-layer")
+    assert (refused.returncode, "unable to parse key/value option" in refused.stdout) == (1, True)
+
+
 def test_deletion_rules_hold_for_names_too(btrfs_dir: Path, files: dict[str, str]) -> None:
     ours = Side(start_ours, btrfs_dir / "s", "vfs", files)
     assert ours.start("create-layer -i {A} -n base")()[0] == 0
