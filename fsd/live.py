@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -18,7 +19,7 @@ from store.records import parse_time
 from store.watching import differing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from store.catalog import Catalog
     from store.records import Container, Image, Layer
@@ -69,12 +70,26 @@ class Live:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._lock = threading.Lock()
+        self._held = threading.local()
         self._now: Now | None = None
         self._changed: dict[tuple[Table, str], int] = {}
         self._listed: dict[tuple[Table, str], int] = {}
 
+    @contextmanager
+    def held(self) -> Iterator[Now]:
+        """The current reading, which this thread goes on seeing inside the block."""
+        before = getattr(self._held, "now", None)
+        now = self._held.now = self.now()
+        try:
+            yield now
+        finally:
+            self._held.now = before
+
     def now(self) -> Now:
         """The current reading; three stats when nothing changed."""
+        held: Now | None = getattr(self._held, "now", None)
+        if held is not None:
+            return held
         catalog = self.store.catalog()
         now = self._now
         if now is not None and now.catalog.stamp == catalog.stamp:

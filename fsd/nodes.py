@@ -81,6 +81,9 @@ class Kind:
     keep_name: ClassVar[float] = KEEP_SECONDS
     """Seconds the kernel may keep an entry's name without asking."""
 
+    keeps_listing: ClassVar[bool] = False
+    """Whether the kernel may keep a directory's listing as long as its time stays as it is."""
+
     @property
     def writable(self) -> bool:
         """Whether writing the entry is a command."""

@@ -23,6 +23,7 @@ from pyfuse3 import FileHandleT, FileInfo, FUSEError, InodeT
 from fsd.contents import Rendered, Stream
 from fsd.errnos import ERROR_XATTR, barrier
 from fsd.inodes import Inodes
+from fsd.listings import KeptListings, Listing, entry_attributes, root_attributes
 from fsd.naming import NAME_MAX
 from fsd.nodes import RealTree
 from fsd.processes import has_signal
@@ -68,15 +69,6 @@ class Opened:
     failure: Exception | None = None
 
 
-@dataclass(slots=True)
-class Listing:
-    """An open synthetic directory: its entries as they were when it was first read."""
-
-    node: Node
-    inode: InodeT
-    entries: list[tuple[str, Node]]
-
-
 @barrier
 class Operations(pyfuse3.Operations):
     """One mounted store. All methods run in the event loop; blocking work goes to threads."""
@@ -93,6 +85,7 @@ class Operations(pyfuse3.Operations):
         self.real = RealTrees(site, views)
         self._handles: dict[int, Opened | Listing] = {}
         self._numbers = itertools.count(1)
+        self._kept = KeptListings()
 
     # -- looking up ----------------------------------------------------------------------------
 
@@ -155,22 +148,44 @@ class Operations(pyfuse3.Operations):
         """Open a listing."""
         node = self._node(inode)
         self.real.remember_listing(node.key, ctx.pid)
-        return self._open(Listing(node, inode, await self._call(node, _list_entries)))
+        return self._open(Listing(node, inode), self._kept.flags(node))
 
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """Entries from ``start_id`` on, with their attributes; entries gone meanwhile are skipped."""
         listing = cast("Listing", self._handles[fh])
-        if start_id == 0:
+        if start_id == 0 or listing.entries is None:
             listing.entries = await self._call(listing.node, _list_entries)
-        for position in range(start_id, len(listing.entries)):
-            name, node = listing.entries[position]
-            try:
-                attributes = await self._attributes(node)
-            except (FUSEError, OSError, LookupError):
-                continue
-            if not pyfuse3.readdir_reply(token, os.fsencode(name), attributes, position + 1):
+        position = start_id
+        while position < len(listing.entries):
+            with self.site.live.held():  # nothing below waits, so all of it is of one moment
+                position, full = self._reply_plain(listing.entries, position, token)
+            if full or position == len(listing.entries):
                 return
+            with contextlib.suppress(FUSEError, OSError, LookupError):
+                name, node = listing.entries[position]
+                attributes = await self._attributes(node)
+                if not pyfuse3.readdir_reply(token, os.fsencode(name), attributes, position + 1):
+                    return
+                self._remember(node)
+            position += 1
+
+    def _reply_plain(
+        self, entries: list[tuple[str, Node]], position: int, token: pyfuse3.ReaddirToken
+    ) -> tuple[int, bool]:
+        """Reply with the entries up to one that takes a thread; where that is, and whether no more fit."""
+        for at in range(position, len(entries)):
+            name, node = entries[at]
+            if node.kind.blocking or isinstance(node.kind, RealTree):
+                return at, False
+            try:
+                found = node.kind.attributes(node)
+            except (OSError, LookupError):
+                continue
+            attributes = self._shown(node, found)
+            if not pyfuse3.readdir_reply(token, os.fsencode(name), attributes, at + 1):
+                return at, True
             self._remember(node)
+        return len(entries), False
 
     async def releasedir(self, fh: FileHandleT) -> None:
         """Close a listing."""
@@ -426,10 +441,14 @@ class Operations(pyfuse3.Operations):
         if isinstance(node.kind, RealTree):
             number = await self.views.export(functools.partial(node.kind.view, node.subject))
             keep = node.kind.keep_name if self.views.keeps_place(number) else 0.0
-            return _root_attributes(InodeT(number), keep)
+            return root_attributes(InodeT(number), keep)
         found = await self._call(node, node.kind.attributes)
+        return self._shown(node, found)
+
+    def _shown(self, node: Node, found: Attributes) -> EntryAttributes:
+        """A synthetic entry as the kernel gets it."""
         number = self.inodes.number(node)
-        entry = _entry_attributes(number, found, node.kind.keep_name)
+        entry = entry_attributes(number, found, node.kind.keep_name)
         entry.generation = self.inodes.generation(number)
         return entry
 
@@ -441,8 +460,8 @@ class Operations(pyfuse3.Operations):
                 name = pyfuse3.FileNameT(b"rootfs")
                 await trio.to_thread.run_sync(pyfuse3.invalidate_entry, number, name)
 
-    def _open(self, handle: Opened | Listing) -> FileHandleT:
-        number = next(self._numbers)
+    def _open(self, handle: Opened | Listing, flags: int = 0) -> FileHandleT:
+        number = next(self._numbers) | flags
         self._handles[number] = handle
         return FileHandleT(number)
 
@@ -471,27 +490,3 @@ def _entry_name(name: bytes) -> str:
     if len(name) > NAME_MAX:
         raise FUSEError(errno.ENAMETOOLONG)
     return os.fsdecode(name)
-
-
-def _root_attributes(number: InodeT, keep_name: float) -> EntryAttributes:
-    """The node of a real tree's root; the plane fills in its real attributes."""
-    entry = pyfuse3.EntryAttributes()
-    entry.st_ino = number
-    entry.st_mode = pyfuse3.ModeT(stat.S_IFDIR)
-    entry.entry_timeout = keep_name
-    return entry
-
-
-def _entry_attributes(number: InodeT, found: Attributes, keep_name: float) -> EntryAttributes:
-    """Attributes as pyfuse3 wants them."""
-    entry = pyfuse3.EntryAttributes()
-    entry.st_ino = number
-    entry.entry_timeout = keep_name
-    entry.attr_timeout = found.keep
-    entry.st_mode = pyfuse3.ModeT(found.mode)
-    entry.st_nlink = found.nlink
-    entry.st_size = found.size
-    entry.st_blksize = 4096
-    entry.st_blocks = 0 if stat.S_ISDIR(found.mode) else -(-found.size // 512)
-    entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = found.mtime_ns
-    return entry

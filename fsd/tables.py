@@ -36,6 +36,7 @@ class Table(DirectoryKind):
 
     table: TableName
     each: Kind
+    keeps_listing = True
 
     def mtime_ns(self, node: Node) -> int:
         """When the listing changed, by whoever."""

@@ -216,6 +216,8 @@ static size_t correct(struct plane *p, unsigned char *message, size_t length, ui
         return length;
     if (opcode == FUSE_INIT)
         return correct_init(p, message, length);
+    if (opcode == FUSE_OPENDIR && length >= sizeof *header + sizeof(struct fuse_open_out))
+        synthetic_opened((struct fuse_open_out *)(header + 1));
     if (opcode == FUSE_READDIRPLUS)
         correct_listing(p, message + sizeof *header, length - sizeof *header);
     else if ((opcode == FUSE_LOOKUP || opcode == FUSE_MKDIR) &&

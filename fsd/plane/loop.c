@@ -133,6 +133,9 @@ int dispatch(struct request *r) {
         return -EXDEV;
     if (r->in->nodeid & OURS && !asks_for_error_text(r))
         return ours(r);
+    int result = r->in->nodeid & OURS ? FORWARD : synthetic(r);
+    if (result != FORWARD)
+        return result;
     forward(r->plane, r->in, r->in->len);
     return NO_REPLY;
 }

@@ -34,6 +34,11 @@
 /* What a handler returns instead of an answer's length or a negated errno. */
 #define NO_REPLY (-10001) /* the answer is on its way, or there is none */
 #define PARK (-10002)     /* the request waits for Python */
+#define FORWARD (-10003)  /* the request is Python's */
+
+/* In a handle of Python's: the kernel may keep the listing, and what it kept before is right. */
+#define KEEPS_LISTING (1ULL << 62)
+#define KEPT_LISTING (1ULL << 61)
 
 struct handle {
     uint32_t length; /* of what follows, as in struct file_handle */
@@ -339,6 +344,10 @@ void forward(struct plane *p, const void *message, size_t length);
 bool forward_pending(struct plane *p, uint64_t unique);
 void forward_free(struct plane *p);
 void *pump_main(void *argument);
+
+/* synthetic.c */
+int synthetic(struct request *r);
+void synthetic_opened(struct fuse_open_out *out);
 
 /* notify.c */
 void notify_init(struct plane *p);
