@@ -171,7 +171,10 @@ def choose_prune(subject: Subject, value: str, append: bool) -> Callable[[], obj
 def run_prune(subject: Subject, value: str, append: bool) -> Callable[[], object]:
     """``echo TOKEN > control/prune/run`` removes exactly what the preview of that token listed."""
     token = value.strip()
-    return functools.partial(subject.site.prune.run, token) if token else _nothing
+    if not token:
+        return _nothing
+    subject.site.prune.check(token)
+    return functools.partial(subject.site.prune.run, token)
 
 
 def set_pinned(subject: ImageSubject | ContainerSubject, pinned: bool) -> None:

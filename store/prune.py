@@ -179,6 +179,10 @@ class Prune:
                 removed.append(item)
         return Outcome(removed=tuple(removed), spared=tuple(spared))
 
+    def check(self, token: str) -> None:
+        """Raise what :meth:`run` would for the token alone; ``PlanUnknown``."""
+        self._kept(token, time.time_ns())
+
     def _remove(self, item: Item, current: Item | None, now_ns: int) -> str:
         """Why it was spared, or nothing."""
         if current is None:

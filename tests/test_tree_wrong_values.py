@@ -1,0 +1,168 @@
+"""Every command of the tree with wrong values, from 16 processes at once: nothing stays."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.filled import CONTAINER, TOP, fill
+from tests.support.mounted import Mounted, mounted
+from tests.support.trees import snapshot_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from tests.support.tools import StoreDirs, Tool
+
+PROCESSES = 16
+SECONDS = 120
+WRONG = """
+mkdir containers/made-by-podman | File exists
+mkdir 'containers/b@d name' | Invalid argument
+mkdir containers/.hidden | Invalid argument
+mkdir containers/$(printf 'x%.0s' {1..300}) | File name too long
+mkdir images/x:1 | Invalid argument
+mkdir layers/.hidden | Invalid argument
+mkdir layers/nothing/children/x | No such file or directory
+mkdir trash/x | Operation not permitted
+mkdir orphans/x | Operation not permitted
+mkdir x | Operation not permitted
+echo nothing > $C/from | No such file or directory
+echo top:1 > $C/from | Directory not empty
+rmdir containers/nothing | No such file or directory
+rmdir images/localhost/top:1 | Device or resource busy
+rmdir images/localhost | Directory not empty
+rmdir layers/$BASE | Directory not empty
+rmdir $C/userdata | Operation not permitted
+python3 -c "import os; os.rename('$C', 'containers/b@d')" | Invalid argument
+python3 -c "import os; os.rename('$C', 'images/x:1')" | Invalid cross-device link
+python3 -c "import os; os.rename('images/localhost/top:1', 'images/localhost/base:1')" | File exists
+python3 -c "import os; os.rename('control', 'c')" | Operation not permitted
+echo 'b@d name' > $C/names | Invalid argument
+echo localhost/base:1 >> images/localhost/top:1/names | File exists
+echo > $C/names | Invalid argument
+ln -s nothing images/localhost/x:1 | No such file or directory
+ln -sT top:1 images/localhost/base:1 | File exists
+ln -s base:1 'images/localhost/Not Good' | Invalid argument
+ln -s base:1 containers/x | Operation not permitted
+ln $C/id containers/x | Operation not permitted
+rm images/localhost/top:1/id | Operation not permitted
+mkdir $C/snapshots/one | File exists
+mkdir $C/snapshots/.x | Invalid argument
+rmdir $C/snapshots/nothing | No such file or directory
+python3 -c "import os; os.rename('$C/snapshots/one', '$C/snapshots/two')" | File exists
+python3 -c "import os; os.rename('$C/snapshots/one', 'containers/one')" | Invalid cross-device link
+echo nothing > $C/rollback | No such file or directory
+echo 'Not A Name' > $C/commit | Invalid argument
+echo much > $C/limit | Invalid argument
+echo -1 > $C/limit | Invalid argument
+echo maybe > $C/on-write | Invalid argument
+echo maybe > images/localhost/top:1/on-write | Invalid argument
+printf 'a\\0b' > $C/metadata | Invalid argument
+printf '\\377' > $C/metadata | Invalid argument
+python3 -c "open('$C/metadata', 'wb', 0).write(bytes(70000))" | File too large
+echo x > $C/id | Operation not permitted
+rm $C/big-data/nothing | No such file or directory
+mkdir $C/big-data/x | Operation not permitted
+cp README layers/mine/diff.tar | Invalid argument
+cp $CUT layers/mine/diff.tar | Invalid argument
+cp $CUT.gz layers/mine/diff.tar | Invalid argument
+cp $CUT layers/$BASE/diff.tar | Directory not empty
+cp README images/.import/x$$ | Invalid argument
+cp $CUT images/.import/y$$ | Invalid argument
+cp README $C/snapshots/one/rootfs/x | Read-only file system
+cp README images/localhost/top:1/rootfs/x | Read-only file system
+mv trash/nothing containers/x | No such file or directory
+rmdir trash/nothing | No such file or directory
+rmdir orphans/nothing | No such file or directory
+echo everything > control/prune/preview | Invalid argument
+echo nothing > control/prune/run | No such file or directory
+touch containers/pinned/x | No such file or directory
+touch $C/other | Operation not permitted
+mkfifo $C/pinned | Operation not permitted
+chmod 777 $C/id | Operation not permitted
+setfattr -n user.x -v y $C/id | Operation not permitted
+ls diff/nothing..top:1 | No such file or directory
+"""
+
+
+@pytest.fixture
+def tree(
+    podman: Tool,
+    buildah: Tool,
+    rootfs_tar: Path,
+    store_dirs: StoreDirs,
+    btrfs_dir: Path,
+    require: Callable[[str], None],
+) -> Iterator[Mounted]:
+    require("fuse")
+    fill(podman, buildah, rootfs_tar, store_dirs)
+    with mounted(store_dirs, btrfs_dir / "mnt") as serving:
+        yield serving
+
+
+def _state(tree, dirs):
+    """Everything that a command could leave half-made, in the tree and behind it."""
+    container = tree.path / "containers" / CONTAINER
+    found = {
+        table: sorted(os.listdir(tree.path / table))
+        for table in (
+            "layers",
+            "images",
+            "images/localhost",
+            "images/.import",
+            "containers",
+            "trash",
+            "orphans",
+        )
+    }
+    found |= {str(place): sorted(os.listdir(place)) for place in (container, container / "snapshots")}
+    found |= {name: (container / name).read_text() for name in ("json", "from", "limit", "on-write")}
+    found["names"] = (tree.path / "images" / TOP / "names").read_text()
+    found["subvolumes"] = sorted(os.listdir(dirs.graphroot / "btrfs/subvolumes"))
+    found["rootfs"] = snapshot_tree(container / "rootfs")
+    found["layer"] = snapshot_tree(tree.path / "layers/mine/rootfs")
+    return found
+
+
+def test_wrong_values_from_many_processes_are_refused_and_leave_nothing(tree, store_dirs, btrfs_dir):
+    container = tree.path / "containers" / CONTAINER
+    for name in ("one", "two"):
+        (container / "snapshots" / name).mkdir()
+    (tree.path / "layers/mine").mkdir()
+    cut = btrfs_dir / "cut.tar"
+    (btrfs_dir / "hello").write_bytes(os.urandom(100_000))
+    subprocess.run(["tar", "-C", btrfs_dir, "-cf", cut, "hello"], check=True)
+    subprocess.run(
+        f"gzip -c {cut} | head -c 50000 > {cut}.gz; truncate -s 50000 {cut}", shell=True, check=True
+    )
+    base = os.path.basename(os.readlink(tree.path / "images" / TOP / "layers/00"))
+    env = os.environ | {"C": f"containers/{CONTAINER}", "CUT": str(cut), "BASE": base, "LC_ALL": "C"}
+    before = _state(tree, store_dirs)
+    for line in WRONG.strip().splitlines():
+        script, _, expected = line.rpartition(" | ")
+        for code, text in _at_once(script, tree.path, env):
+            assert code != 0, script
+            assert expected in text, script
+    assert _state(tree, store_dirs) == before
+    assert sum(1 for _ in tree.errors().splitlines()) == 64
+
+
+def _at_once(script, directory, env):
+    processes = [
+        subprocess.Popen(
+            ["bash", "-c", f"set -o pipefail; {script}"],
+            cwd=directory,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(PROCESSES)
+    ]
+    outputs = [process.communicate(timeout=SECONDS)[0] for process in processes]
+    return [(process.returncode, text) for process, text in zip(processes, outputs, strict=True)]
