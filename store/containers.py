@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from operator import attrgetter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from store.errors import ContainerUnknown, DuplicateName
 from store.records import Container
 from store.table import Draft, Table
-from store.view import View
+from store.view import View, grouped, regrouped
 
 if TYPE_CHECKING:
     from store.segment import Broken
@@ -27,24 +27,23 @@ class ContainerView(View[Container]):
         self._by_layer: dict[str, list[Container]] | None = None
         self._by_image: dict[str, list[Container]] | None = None
 
+    def inherit(self, base: View[Container], changed: Mapping[str, Container | None]) -> None:
+        """Take over indexes of ``base`` that the ``changed`` records leave valid or cheap to correct."""
+        super().inherit(base, changed)
+        if isinstance(base, ContainerView):
+            self._by_layer = regrouped(base._by_layer, changed, self.by_id, _layer_of)
+            self._by_image = regrouped(base._by_image, changed, self.by_id, _image_of)
+
     def on_layer(self, layer_id: str) -> list[Container]:
         """Containers whose content is in this layer; there should be one at most."""
         if self._by_layer is None:
-            self._by_layer = {}
-            for container in self.records:
-                self._by_layer.setdefault(container.layer, []).append(container)
+            self._by_layer = grouped(self.records, _layer_of)
         return list(self._by_layer.get(layer_id, ())) if layer_id else []
-
-    def uses(self, layer_id: str) -> int:
-        """How many :meth:`on_layer` gives; builds no index for one question."""
-        return list(map(attrgetter("layer"), self.records)).count(layer_id)
 
     def of_image(self, image_id: str) -> list[Container]:
         """Containers made from this image."""
         if self._by_image is None:
-            self._by_image = {}
-            for container in self.records:
-                self._by_image.setdefault(container.image, []).append(container)
+            self._by_image = grouped(self.records, _image_of)
         return list(self._by_image.get(image_id, ())) if image_id else []
 
     def resolve(self, text: str) -> Container | None:
@@ -53,6 +52,14 @@ class ContainerView(View[Container]):
         if found is None:
             found = next(iter(self.on_layer(text)), None) or self.by_prefix(text)
         return found
+
+
+def _layer_of(container: Container) -> tuple[str]:
+    return (container.layer,)
+
+
+def _image_of(container: Container) -> tuple[str]:
+    return (container.image,)
 
 
 class ContainerDraft(Draft[Container]):

@@ -259,7 +259,7 @@ def _check_pristine(store: Store, tables: Transaction, container: Container, old
     mounts = tables.layers.mounts.view.count(old.id)
     if mounts:
         raise InUse(f"{label} is mounted (count {mounts}); unmount it before filling it")
-    if tables.layers.view.has_children(old.id) or tables.containers.view.uses(old.id) != 1:
+    if tables.layers.view.children(old.id) or len(tables.containers.view.on_layer(old.id)) != 1:
         raise NotPristine(f"the layer of {label} is used by others")
     with store.driver.mounted(old.id) as root:
         if os.listdir(root):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from store.errors import DuplicateName, ImageUnknown
 from store.records import Image
 from store.table import Draft, Table
-from store.view import View
+from store.view import View, grouped, regrouped
 
 if TYPE_CHECKING:
     from store.segment import Broken
@@ -24,23 +25,27 @@ class ImageView(View[Image]):
         self._by_digest: dict[str, list[Image]] | None = None
         self._by_layer: dict[str, list[Image]] | None = None
 
+    def inherit(self, base: View[Image], changed: Mapping[str, Image | None]) -> None:
+        """Take over indexes of ``base`` that the ``changed`` records leave valid or cheap to correct."""
+        super().inherit(base, changed)
+        if isinstance(base, ImageView):
+            self._by_layer = regrouped(base._by_layer, changed, self.by_id, _layers_of)
+
     def by_digest(self, digest: str) -> list[Image]:
         """Images with this digest, or with a manifest of this digest."""
         if self._by_digest is None:
-            self._by_digest = {}
-            for image in self.records:
-                for item in image.digests:
-                    self._by_digest.setdefault(item, []).append(image)
+            self._by_digest = grouped(self.records, lambda image: image.digests)
         return list(self._by_digest.get(digest, ()))
 
     def on_layer(self, layer_id: str) -> list[Image]:
         """Images that have this layer as their top or as a mapped copy of it."""
         if self._by_layer is None:
-            self._by_layer = {}
-            for image in self.records:
-                for layer in dict.fromkeys((image.layer, *image.mapped_layers)):
-                    self._by_layer.setdefault(layer, []).append(image)
+            self._by_layer = grouped(self.records, _layers_of)
         return list(self._by_layer.get(layer_id, ())) if layer_id else []
+
+
+def _layers_of(image: Image) -> dict[str, None]:
+    return dict.fromkeys((image.layer, *image.mapped_layers))
 
 
 class ImageDraft(Draft[Image]):

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from store.errors import DuplicateName, LayerUnknown
 from store.records import INCOMPLETE, Layer, MountPoint
 from store.table import Draft, Staged, Table
-from store.view import View
+from store.view import View, grouped, regrouped
 
 if TYPE_CHECKING:
     from store.segment import Broken
@@ -38,7 +37,10 @@ class LayerView(View[Layer]):
     def inherit(self, base: View[Layer], changed: Mapping[str, Layer | None]) -> None:
         """Take over indexes of ``base`` that the ``changed`` records leave valid or cheap to correct."""
         super().inherit(base, changed)
-        if isinstance(base, LayerView) and base._incomplete is not None:
+        if not isinstance(base, LayerView):
+            return
+        self._children = regrouped(base._children, changed, self.by_id, _parents)
+        if base._incomplete is not None:
             now = (self.by_id.get(layer_id) for layer_id in changed)
             flagged = [layer.id for layer in now if layer is not None and layer.incomplete]
             self._incomplete = (*(i for i in base._incomplete if i not in changed), *flagged)
@@ -53,12 +55,8 @@ class LayerView(View[Layer]):
     def children(self, layer_id: str) -> list[Layer]:
         """Layers whose parent is ``layer_id``."""
         if self._children is None:
-            self._children = _group((layer.parent, layer) for layer in self.records if layer.parent)
+            self._children = grouped(self.records, _parents)
         return list(self._children.get(layer_id, ()))
-
-    def has_children(self, layer_id: str) -> bool:
-        """Whether :meth:`children` gives any; builds no index for one question."""
-        return layer_id in map(attrgetter("parent"), self.records)
 
     def by_compressed_digest(self, digest: str) -> list[Layer]:
         """Layers whose archive, as given, had this digest."""
@@ -88,6 +86,10 @@ class LayerView(View[Layer]):
             found[layer.id] = layer
             layer = self.get(layer.parent)
         return list(found.values())[::-1]
+
+
+def _parents(layer: Layer) -> tuple[str, ...]:
+    return (layer.parent,) if layer.parent else ()
 
 
 def _group(pairs: Iterator[tuple[str, Layer]]) -> dict[str, list[Layer]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
 from store.errors import DuplicateID
@@ -15,6 +15,51 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound=Identified)
 _serials: Final = itertools.count(1)
+_MANY: Final = 50
+"""Changes at once after which an index is made anew."""
+
+
+Groups = dict[str, list[R]]
+
+
+def grouped(records: Iterable[R], keys: Callable[[R], Iterable[str]]) -> Groups[R]:
+    """Records by each of their ``keys``."""
+    groups: Groups[R] = {}
+    for record in records:
+        for key in keys(record):
+            groups.setdefault(key, []).append(record)
+    return groups
+
+
+def regrouped(
+    groups: Groups[R] | None,
+    changed: Mapping[str, R | None],
+    now: Mapping[str, R],
+    keys: Callable[[R], Iterable[str]],
+) -> Groups[R] | None:
+    """What :func:`grouped` would give ``now``, made from ``groups`` of before and what ``changed`` since.
+
+    ``None`` where only grouping anew can tell the order.
+    """
+    if groups is None or len(changed) > _MANY:
+        return None
+    result = dict(groups)
+    for record_id, old in changed.items():
+        new = now.get(record_id)
+        before = tuple(keys(old)) if old is not None else ()
+        after = tuple(keys(new)) if new is not None else ()
+        for key in before:
+            rest = [new if i.id == record_id and new and key in after else i for i in result[key]]
+            result[key] = [i for i in rest if i.id != record_id or key in after]
+            if not result[key]:
+                del result[key]
+        for key in after:
+            if new is None or key in before:
+                continue
+            if old is not None and key in result:  # it is not the last one of those
+                return None
+            result[key] = [*result.get(key, ()), new]
+    return result
 
 
 class View(Generic[R]):

@@ -264,7 +264,18 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def a_fresh_reader_sees_the_same(self):
-        assert Store(self.options).multi_list() == self.store.multi_list()
+        fresh = Store(self.options)
+        assert fresh.multi_list() == self.store.multi_list()
+        for ours, theirs in (
+            (self.store.catalog(), fresh.catalog()),
+            (fresh.catalog(), self.store.catalog()),
+        ):
+            for layer in ours.layers:
+                assert ours.children(layer.id) == theirs.children(layer.id)
+                assert ours.images_on(layer.id) == theirs.images_on(layer.id)
+                assert ours.containers_on(layer.id) == theirs.containers_on(layer.id)
+            for image in ours.images:
+                assert ours.containers_of(image.id) == theirs.containers_of(image.id)
 
 
 @contextlib.contextmanager
