@@ -142,7 +142,7 @@ class _Mount:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._until_signal)
             nursery.start_soon(self._announce)
-            nursery.start_soon(follow, site, operations.inodes)
+            nursery.start_soon(follow, site, operations.inodes, operations.views)
             nursery.start_soon(operations.views.exports.serve)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()

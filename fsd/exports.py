@@ -145,6 +145,14 @@ class Exports:
         if shown is not None:
             self.plane.unexport(shown.number)
 
+    async def sweep(self) -> None:
+        """Let go of views whose directory was deleted: nothing of ours keeps its space taken."""
+        for number in await trio.to_thread.run_sync(self.plane.sweep):
+            shown = self._by_number.pop(number, None)
+            if shown is not None and self._by_key.get(shown.view.key) is shown:
+                del self._by_key[shown.view.key]
+            self.plane.unexport(number)
+
     def view_of(self, node: int) -> View | None:
         """The view a node id belongs to; ``None`` for one that is not known."""
         shown = self._by_number.get(number_of(node)) if node & OURS else None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fsd.inodes import Inodes
     from fsd.live import Now, Table
     from fsd.site import Site
+    from fsd.views import Views
 
 log = logging.getLogger("fsd")
 
@@ -30,6 +31,8 @@ WATCH_SECONDS = 1.0
 SAVING_SECONDS = 0.005
 MEASURE_SECONDS = 2.0
 """How often what stats asked for is measured; the budget of ``fsd.diffs`` bounds what that costs."""
+SWEEP_SECONDS = 2.0
+"""How long what was deleted stays open in a view at most; a look takes a few microseconds a view."""
 SIZE_SECONDS, SIZE_BUDGET = 10.0, 0.5
 """How often sizes are measured, and for how many seconds then."""
 REAP_SECONDS = 3600.0
@@ -40,10 +43,11 @@ EXPIRE_SECONDS = 60.0
 """How often retention runs; it deletes at most 20 snapshots a minute (DESIGN 5)."""
 
 
-async def follow(site: Site, inodes: Inodes) -> None:
+async def follow(site: Site, inodes: Inodes, views: Views) -> None:
     """Run every follower until cancelled."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_follow_tables, site, inodes)
+        nursery.start_soon(_sweep_views, views)
         nursery.start_soon(_every, MEASURE_SECONDS, site.diffs.measure_wanted)
         nursery.start_soon(_every, SIZE_SECONDS, functools.partial(site.sizes.refresh, SIZE_BUDGET))
         if site.history.supported:
@@ -70,6 +74,16 @@ async def _follow_tables(site: Site, inodes: Inodes) -> None:
                 site.events.compare(before, now)
                 _invalidate(before, now, inodes)
                 before = now
+
+
+async def _sweep_views(views: Views) -> None:
+    """Let go of views of what was deleted, also by podman: held open, it would keep its space."""
+    while True:
+        await trio.sleep(SWEEP_SECONDS)
+        try:
+            await views.sweep()
+        except Exception:
+            log.exception("views of what was deleted stay open for another %.0f s", SWEEP_SECONDS)
 
 
 def _watch(site: Site) -> Watch | None:

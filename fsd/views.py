@@ -132,6 +132,12 @@ class Views:
         spec = self.spec_of(inode)
         return spec is not None and spec.keeps_place
 
+    async def sweep(self) -> None:
+        """Let go of what was deleted, by us or behind our back."""
+        catalog = self._store.catalog()
+        await self.release([layer_id for layer_id in self._held if catalog.layer(layer_id) is None])
+        await self.exports.sweep()
+
     def spec_of(self, inode: int) -> ViewSpec | None:
         """The view a node of a real tree belongs to."""
         view = self.exports.view_of(inode)

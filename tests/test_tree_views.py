@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.filled import CONTAINER, fill, write
+from tests.support.filled import BASE, CONTAINER, eventually, fill, write
 from tests.support.mounted import Mounted, mounted
 
 if TYPE_CHECKING:
@@ -36,3 +38,42 @@ def test_rollback_shows_the_restored_tree_as_soon_as_it_returns(tree):
         (container / f"rootfs/bad{number}").mkdir()
         write(container / "rollback", "good")
         assert not any(name.startswith("bad") for name in os.listdir(container / "rootfs")), number
+
+
+def deleted_subvolumes(filesystem: Path) -> str:
+    """Subvolumes that were deleted and still take space."""
+    done = subprocess.run(
+        ["btrfs", "subvolume", "sync", filesystem], capture_output=True, text=True, timeout=60, check=False
+    )
+    listed = ["btrfs", "subvolume", "list", "-d", filesystem]
+    return done.stderr + subprocess.run(listed, capture_output=True, text=True, check=True).stdout
+
+
+def test_view_of_what_podman_removed_is_let_go_with_its_space(tree, podman, btrfs_dir):
+    podman("create", "--name", "short-lived", BASE, "true")
+    rootfs = tree.path / "containers/short-lived/rootfs"
+    directory = os.open(rootfs / "etc", os.O_PATH)
+    marked = os.open(rootfs / "etc/hostname", os.O_PATH)
+    opened = os.open(rootfs / "etc/passwd", os.O_RDONLY)
+    try:
+        (rootfs / "gone").mkdir()
+        assert os.listdir(rootfs / "etc")
+        for name in os.listdir(tree.path / "containers/short-lived/snapshots"):
+            (tree.path / "containers/short-lived/snapshots" / name).rmdir()
+        podman("rm", "short-lived")
+        assert eventually(lambda: _is_stale(directory) and _is_stale(marked))
+        assert os.pread(opened, 4, 0) == b"root"
+    finally:
+        os.close(opened)
+        assert eventually(lambda: deleted_subvolumes(btrfs_dir) == "")
+        os.close(marked)
+        os.close(directory)
+    assert not rootfs.exists()
+
+
+def _is_stale(descriptor: int) -> bool:
+    try:
+        os.stat(f"/proc/self/fd/{descriptor}")
+    except OSError as exc:
+        return exc.errno == errno.ESTALE
+    return False

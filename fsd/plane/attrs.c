@@ -133,7 +133,8 @@ int do_statfs(struct request *r) {
     struct statvfs info;
     if (!node)
         return -ESTALE;
-    int result = check(fstatvfs(node->tree->export->root, &info));
+    bool gone = atomic_load(&node->tree->export->gone);
+    int result = gone ? -ESTALE : check(fstatvfs(node->tree->export->root, &info));
     node_put(r->plane, node);
     if (result)
         return result;

@@ -194,7 +194,7 @@ static int pin_root(struct plane *p, struct export *ex) {
 }
 
 static int revive(struct plane *p, struct export *ex, uint32_t flags, uint64_t owner) {
-    int error = ex->live ? 0 : pin_root(p, ex);
+    int error = atomic_load(&ex->gone) ? -ESTALE : ex->live ? 0 : pin_root(p, ex);
     if (error)
         return error;
     ex->flags = flags;
@@ -274,4 +274,40 @@ int fsd_mode(plane *p, uint32_t number) {
     int kind = ex ? (int)root_tree(ex)->kind : -ENOENT;
     pthread_rwlock_unlock(&p->exports_lock);
     return kind;
+}
+
+/* Whether the directory was deleted: a btrfs subvolume keeps its links then, but its handle is refused. */
+static bool is_deleted(const struct export *ex) {
+    const struct tree *tree = root_tree(ex);
+    struct statx info;
+    if (stat_fd(ex->root, &info) || !info.stx_nlink)
+        return true;
+    int fd = tree->kind == BY_NAME ? -1 : open_handle(ex->mount, &tree->root, O_PATH);
+    if (fd >= 0)
+        close(fd);
+    return fd == -ESTALE;
+}
+
+/* Let go of what was deleted, so that its space comes free: only open files hold it from now on. Threads
+   may be using the descriptors, so the numbers stay taken until the last node is forgotten. */
+static void let_go(struct plane *p, struct export *ex) {
+    atomic_store(&ex->gone, true);
+    dup3(p->stop_fd, ex->root, O_CLOEXEC);
+    if (ex->mount >= 0)
+        dup3(p->stop_fd, ex->mount, O_CLOEXEC);
+    fd_drop_export(p, ex);
+    nodes_unpin(p, ex);
+}
+
+/* Look for exports whose directory was deleted. Their numbers, at most `room` of them; how many. */
+int fsd_sweep(plane *p, uint32_t *numbers, int room) {
+    int found = 0;
+    pthread_rwlock_rdlock(&p->exports_lock);
+    for (struct export *ex = p->exports; ex && found < room; ex = ex->next)
+        if (!atomic_load(&ex->gone) && is_deleted(ex)) {
+            let_go(p, ex);
+            numbers[found++] = ex->number;
+        }
+    pthread_rwlock_unlock(&p->exports_lock);
+    return found;
 }

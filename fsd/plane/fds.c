@@ -230,6 +230,8 @@ static int open_afresh(struct plane *p, struct node *node, int flags) {
 
 /* A descriptor of a node, opened with `flags`; ESTALE when it is gone. The caller closes it. */
 int node_open(struct plane *p, struct node *node, int flags) {
+    if (atomic_load(&node->tree->export->gone))
+        return -ESTALE;
     if (node->pin >= 0)
         return flags & O_PATH ? fcntl(node->pin, F_DUPFD_CLOEXEC, 3) : reopen_magic(node->pin, flags);
     return open_afresh(p, node, flags);
@@ -281,6 +283,9 @@ static void keep(struct plane *p, struct node *node, struct fdref *ref, unsigned
 
 /* A descriptor to make calls relative to. That of a directory can be listed; others are O_PATH. */
 int fd_of(struct plane *p, struct node *node, struct fdref *ref) {
+    *ref = (struct fdref){.fd = -ESTALE, .slot = -2};
+    if (atomic_load(&node->tree->export->gone))
+        return -ESTALE;
     if (node->directory && take_slot(p, node, ref))
         return ref->fd;
     if (!node->directory && node->pin >= 0) {

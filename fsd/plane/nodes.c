@@ -312,6 +312,20 @@ void node_pin(struct plane *p, struct node *node, int fd) {
     pthread_mutex_unlock(node_lock(p, node));
 }
 
+/* Let go of all inodes kept reachable in an export. Others may be using the descriptors, so the numbers
+   stay taken, and mean something harmless from now on. */
+void nodes_unpin(struct plane *p, const struct export *ex) {
+    for (int i = 0; i < SHARDS && atomic_load(&p->pinned); i++) {
+        struct shard *shard = &p->shards[i];
+        pthread_mutex_lock(&shard->lock);
+        for (size_t at = 0; at < shard->size; at++)
+            for (struct node *node = shard->buckets[at]; node; node = node->next)
+                if (node->tree->export == ex && node->pin >= 0)
+                    dup3(p->stop_fd, node->pin, O_CLOEXEC);
+        pthread_mutex_unlock(&shard->lock);
+    }
+}
+
 static void free_tables(struct plane *p) {
     for (int i = 0; i < SHARDS; i++) {
         free(p->shards[i].buckets);

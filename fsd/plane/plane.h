@@ -59,6 +59,7 @@ struct export {
     int mount;   /* the same, open for real, as open_by_handle_at(2) wants it; -1 where that is not allowed */
     bool cloned; /* nothing can be mounted below root */
     bool live;
+    atomic_bool gone; /* deleted: nothing but open files can be reached any more */
     atomic_bool armed;
     atomic_uint epoch; /* counts what it has shown */
     atomic_long quiet_ns, until_ns, mutated_ns;
@@ -257,6 +258,7 @@ struct node *node_parent(struct plane *p, struct node *node);
 void node_rename(struct plane *p, struct node *node, struct node *parent, const char *name);
 void node_name(struct plane *p, struct node *node, char *name);
 void node_pin(struct plane *p, struct node *node, int fd);
+void nodes_unpin(struct plane *p, const struct export *ex);
 uint64_t tree_id(const struct tree *tree, uint64_t inode);
 pthread_mutex_t *node_lock(struct plane *p, const struct node *node);
 

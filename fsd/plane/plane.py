@@ -30,6 +30,8 @@ THREADS = 4
 SPIN = 400
 """How often a thread asks for the next request before it sleeps; a try takes 0.2 µs."""
 SLOTS_MAX = 4096
+SWEPT_MAX = 256
+"""How many deleted exports one :meth:`Plane.sweep` lets go of."""
 
 OPERATIONS = {
     4: "setattr",
@@ -227,6 +229,15 @@ class Plane:
         error = _plane.lib.fsd_exchange(self._c, number, os.fsencode(path))
         if error < 0:
             raise OSError(-error, os.strerror(-error), str(path))
+
+    def sweep(self) -> list[int]:
+        """Let go of exports whose directory was deleted, by whoever; their numbers.
+
+        What the kernel still holds of them fails with ESTALE; files that are open stay so.
+        """
+        numbers = _plane.ffi.new("uint32_t[]", SWEPT_MAX)
+        found = _plane.lib.fsd_sweep(self._c, numbers, SWEPT_MAX)
+        return list(numbers[0:found])
 
     def mode(self, number: int) -> Mode:
         """How nodes of an export are reopened.
