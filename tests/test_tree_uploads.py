@@ -11,6 +11,7 @@ import tarfile
 from typing import TYPE_CHECKING
 
 import pytest
+import zstandard
 
 from tests.support.filled import BASE, CONTAINER, TOP, errname_of, fill, write
 from tests.support.mounted import Mounted, mounted
@@ -73,7 +74,7 @@ def test_mkdir_of_a_layer_by_name_id_and_parent(empty, containers_storage):
     assert errname_of(os.mkdir, layers / ".hidden") == "EINVAL"
 
 
-@pytest.mark.parametrize("pack", [bytes, gzip.compress], ids=["plain", "gzip"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, zstandard.compress], ids=["plain", "gzip", "zstd"])
 def test_cp_of_a_layer_archive_fills_the_layer(empty, btrfs_dir, containers_storage, pack):
     layers = empty.path / "layers"
     (layers / "mine").mkdir()
@@ -113,7 +114,8 @@ def test_failed_copy_of_a_layer_archive_leaves_nothing(empty, btrfs_dir, store_d
     before = sorted(os.listdir(store_dirs.graphroot / "btrfs/subvolumes"))
     bad = _tar(**{"good": "x", "../../evil": "y"})
     half = gzip.compress(_tar(good="x" * 100_000))[:-40]
-    for data in (bad[:700], half, b"no tar at all" * 100):
+    between = _tar(good="x")[:1024]  # one whole entry, and no end
+    for data in (bad[:700], half, b"no tar at all" * 100, between, between + bytes(512)):
         (btrfs_dir / "bad").write_bytes(data)
         done = subprocess.run(["cp", btrfs_dir / "bad", layer / "diff.tar"], capture_output=True, check=False)
         assert done.returncode == 1, data[:20]
@@ -160,6 +162,11 @@ def test_import_of_something_else_fails_and_leaves_nothing(tree, btrfs_dir):
     )
     assert done.returncode == 1
     assert "neither index.json nor manifest.json" in tree.errors()
+    whole = (tree.path / "images" / BASE / "image.tar").read_bytes()
+    (btrfs_dir / "cut").write_bytes(whole.rstrip(b"\0") + bytes(600))
+    done = subprocess.run(["cp", btrfs_dir / "cut", tree.path / "images/.import/x"], check=False)
+    assert done.returncode == 1
+    assert "the archive has no end" in tree.errors()
     assert sorted(os.listdir(tree.path / "layers")) == before
 
 
