@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from drivers.aside import Aside
+    from drivers.overlay_layers import AdditionalLayer
 
 NAME_MAX = 255
 """Longest directory entry in bytes (limits.h; BTRFS_NAME_LEN)."""
@@ -361,6 +362,14 @@ class Driver(ABC):
     def additional_image_stores(self) -> Sequence[Path]:
         """Read-only stores this driver was configured with."""
         return ()
+
+    def find_additional_layer(self, digest: str, reference: str) -> AdditionalLayer | None:
+        """A layer that an additional layer store serves, ``None`` if no store does; ``NotSupported``."""
+        raise NotSupported(f"driver {self.name} uses no additional layer stores")
+
+    def adopt(self, layer: AdditionalLayer, layer_id: str, parent: str | None = None) -> None:
+        """Make a layer whose content stays in its layer store; ``NotSupported``, and as :meth:`create`."""
+        raise NotSupported(f"driver {self.name} uses no additional layer stores")
 
     def update_id_map(self, layer_id: str, old: IDMappings, new: IDMappings) -> None:
         """Rewrite every owner in the layer from ``old`` to ``new``."""

@@ -81,6 +81,7 @@ _STORAGE: Final = {
 }
 _OPTIONS: Final = {
     "additionalimagestores": _LIST,
+    "additionallayerstores": _LIST,
     "auto-userns-max-size": _NUMBER,
     "auto-userns-min-size": _NUMBER,
     "disable-volatile": _BOOL,
@@ -107,7 +108,6 @@ _DRIVERS: Final = ("btrfs", "overlay", "vfs", "zfs", "aufs", "thinpool")
 _UNSUPPORTED: Final = {
     ("storage", "imagestore"),
     ("storage", "transient_store"),
-    ("storage.options", "additionallayerstores"),
     ("storage.options", "imagestore"),
     ("storage.options", "ostree_repo"),
     ("storage.options", "use_composefs"),
@@ -316,6 +316,8 @@ def _driver_options(tables: dict[str, Any], stores: tuple[str, ...]) -> Iterator
             options |= {f"{driver}.{key}": value for driver in drivers}
     if stores:
         options |= {f"{driver}.imagestore": ",".join(stores) for driver in ("overlay", "vfs")}
+    if layer_stores := tables.get("options", {}).get("additionallayerstores"):
+        options["overlay.additionallayerstore"] = ",".join(layer_stores)
     for driver in _DRIVERS:
         options |= {f"{driver}.{key}": value for key, value in tables.get(driver, {}).items() if value != ""}
     return (f"{key}={value}" for key, value in options.items())

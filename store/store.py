@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from store.additional_layers import AdditionalLayers
 from store.check import Checks
-from store.creation import Creations
 from store.dedup import Dedups
 from store.options import (
     AutoUserNs,
@@ -16,7 +16,7 @@ from store.options import (
 __all__ = ["AutoUserNs", "BigData", "ContainerOptions", "ImageOptions", "LayerOptions", "Store"]
 
 
-class Store(Creations, Checks, Dedups):
+class Store(AdditionalLayers, Checks, Dedups):
     """A containers/storage store: layers, images and containers over one graph driver.
 
     Method by method the ``Store`` interface of containers/storage (``store/README.md`` maps the names).

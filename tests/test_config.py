@@ -120,6 +120,7 @@ def test_all_option_keys(tmp_path):
 driver_priority = ["btrfs", "vfs"]
 [storage.options]
 additionalimagestores = ["/one", "/two"]
+additionallayerstores = ["/served", "/other:ref"]
 root-auto-userns-user = "storage"
 auto-userns-min-size = 2048
 auto-userns-max-size = "4096"
@@ -132,6 +133,7 @@ pull_options = {enable_partial_images = "true"}
     assert options.driver_priority == ("btrfs", "vfs")
     assert options.additional_image_stores == ("/one", "/two")
     assert "vfs.imagestore=/one,/two" in options.driver_options
+    assert "overlay.additionallayerstore=/served,/other:ref" in options.driver_options
     assert options.root_auto_userns_user == "storage"
     assert (options.auto_userns_min_size, options.auto_userns_max_size) == (2048, 4096)
     assert options.disable_volatile

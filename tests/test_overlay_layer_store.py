@@ -13,7 +13,11 @@ import pytest
 
 from drivers import syscalls
 from drivers.base import MountOptions
+from drivers.errors import NotSupported
 from drivers.overlay_mount import is_mounted
+from store.config import StoreOptions
+from store.errors import DuplicateName, LayerUnknown
+from store.store import Store
 from tests.support import layer_store
 from tests.support.overlays import opener
 from tests.support.tools import StoreDirs, ToolBox
@@ -138,3 +142,46 @@ def test_original_uses_a_layer_we_adopted(
     tool("delete-layer", B)
     tool("delete-layer", A)
     assert "release" in served.told()
+
+
+def test_store_puts_a_looked_up_layer_and_releases_it(ext4_dir: Path, served: Served) -> None:
+    options = StoreOptions(
+        graphroot=str(ext4_dir / "g"),
+        runroot=str(ext4_dir / "r"),
+        driver="overlay",
+        driver_options=(f"overlay.additionallayerstore={served.path}:ref",),
+    )
+    store = Store(options)
+    try:
+        with pytest.raises(LayerUnknown, match="no additional layer store has"):
+            store.lookup_additional_layer("sha256:" + "0" * 64, layer_store.REFERENCE)
+        found = store.lookup_additional_layer(layer_store.DIGEST, layer_store.REFERENCE)
+        assert served.told() == ["use"]
+        with found.blob() as blob:
+            assert blob.read() == layer_store.BLOB
+        layer = found.put_as(id=A, names=["lazy"])
+        found.release()
+        assert served.told() == ["use", "use", "release"]
+        assert (layer.id, layer.compressed_digest, layer.diff_size) == (A, layer_store.DIGEST, 1024)
+        assert store.layers_by_compressed_digest(layer_store.DIGEST) == [store.layer("lazy")]
+        above = store.create_layer(parent="lazy")
+        with store.driver.mounted(above.id) as tree:
+            assert (tree / "file").read_bytes() == layer_store.CONTENT
+        again = store.lookup_additional_layer(layer_store.DIGEST, layer_store.REFERENCE)
+        with pytest.raises(DuplicateName):
+            again.put_as(names=["lazy"])
+        again.release()
+        store.delete_layer(above.id)
+        store.delete_layer("lazy")
+        assert served.told()[-2:] == ["release", "release"]
+        assert served.told().count("use") == served.told().count("release")
+    finally:
+        store.shutdown(force=True)
+
+
+@pytest.mark.parametrize("driver", ["btrfs", "vfs"])
+def test_drivers_without_layer_stores_say_so(btrfs_dir: Path, driver: str) -> None:
+    store = Store(StoreOptions(graphroot=str(btrfs_dir / "g"), runroot=str(btrfs_dir / "r"), driver=driver))
+    with pytest.raises(NotSupported, match="uses no additional layer stores"):
+        store.lookup_additional_layer(layer_store.DIGEST)
+    store.shutdown(force=True)
