@@ -189,7 +189,10 @@ class _Operations(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         if name not in self._views:
             raise pyfuse3.FUSEError(errno.ENOENT)
-        return self._entry(self._views[name])
+        try:
+            return self._entry(self._views[name])
+        except OSError as exc:
+            raise pyfuse3.FUSEError(exc.errno or errno.EIO) from exc
 
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()
