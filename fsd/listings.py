@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyfuse3
+import trio
+from pyfuse3 import InodeT
+
+from fsd.nodes import Attributes, RealTree
+from fsd.plane import OURS
+from fsd.site import ContainerSubject, PartSubject
+from fsd.virtual import LargeFile
 
 if TYPE_CHECKING:
-    from pyfuse3 import EntryAttributes, InodeT
+    from collections.abc import Sequence
 
-    from fsd.nodes import Attributes, Node
+    from pyfuse3 import EntryAttributes
+
+    from fsd.inodes import Inodes
+    from fsd.nodes import Node
+    from fsd.site import Site
+
+    Entries = list[tuple[str, Node]]
 
 KEEPS_LISTING, KEPT_LISTING = 1 << 62, 1 << 61
 """In the handle of a directory: the plane lets the kernel keep the listing, and use what it kept before."""
+
+END = 1 << 30
+"""In the offset after the last entry: the plane knows that nothing follows."""
+LISTED_SECONDS = 0.02
+"""How long what a listing says of an entry holds: whoever lists a directory stats its entries next."""
+
+TOGETHER = 32
+"""Entries whose attributes one thread makes at a time."""
 
 
 @dataclass(slots=True)
@@ -23,7 +46,7 @@ class Listing:
 
     node: Node
     inode: InodeT
-    entries: list[tuple[str, Node]] | None = None
+    entries: Entries | None = None
 
 
 class KeptListings:
@@ -63,3 +86,85 @@ def entry_attributes(number: InodeT, found: Attributes, keep_name: float) -> Ent
     entry.st_blocks = 0 if stat.S_ISDIR(found.mode) else -(-found.size // 512)
     entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = found.mtime_ns
     return entry
+
+
+def shown(inodes: Inodes, node: Node, found: Attributes) -> EntryAttributes:
+    """A synthetic entry as the kernel gets it."""
+    number = inodes.number(node)
+    entry = entry_attributes(number, found, node.kind.keep_name)
+    entry.generation = inodes.generation(number)
+    return entry
+
+
+class Lister:
+    """Answers READDIR: entries with their attributes, as many as fit."""
+
+    def __init__(self, site: Site, inodes: Inodes) -> None:
+        self._site = site
+        self._inodes = inodes
+
+    async def reply(self, listing: Listing, position: int, token: pyfuse3.ReaddirToken) -> None:
+        """Entries from ``position`` on; those gone meanwhile are left out."""
+        entries = listing.entries or []
+        while position < len(entries):
+            with self._site.live.held():  # nothing below waits, so all of it is of one moment
+                position, full = self._plain(entries, position, token)
+            if full or position == len(entries):
+                return
+            nodes = [node for _, node in entries[position : position + TOGETHER]]
+            for found in await trio.to_thread.run_sync(_attributes_of, self._site, nodes):
+                if found is not None and not self._entry(entries, position, found, token):
+                    return
+                position += 1
+
+    def _plain(self, entries: Entries, position: int, token: pyfuse3.ReaddirToken) -> tuple[int, bool]:
+        """The entries up to one that takes a thread; where that is, and whether no more fit."""
+        for at in range(position, len(entries)):
+            kind = entries[at][1].kind
+            if kind.blocking and not isinstance(kind, RealTree):
+                return at, False
+            found = _attributes(entries[at][1])
+            if found is not None and not self._entry(entries, at, found, token):
+                return at, True
+        return len(entries), False
+
+    def _entry(self, entries: Entries, at: int, found: Attributes, token: pyfuse3.ReaddirToken) -> bool:
+        """Put one entry into the answer; false when it does not fit."""
+        name, node = entries[at]
+        real = isinstance(node.kind, RealTree)
+        entry = unlooked(node.key) if real else shown(self._inodes, node, found)
+        entry.attr_timeout = max(found.keep, listed_seconds(node))
+        after = at + 1 if at + 1 < len(entries) else END | len(entries)
+        if not pyfuse3.readdir_reply(token, os.fsencode(name), entry, after):
+            return False
+        if not real:
+            self._inodes.remember(node)
+        return True
+
+
+def _attributes(node: Node) -> Attributes | None:
+    """What an entry shows; nothing when it is gone meanwhile. Real trees show when they are looked up."""
+    if isinstance(node.kind, RealTree):
+        return Attributes(node.kind.mode, 0, 0)
+    try:
+        return node.kind.attributes(node)
+    except (OSError, LookupError):
+        return None
+
+
+def _attributes_of(site: Site, nodes: Sequence[Node]) -> list[Attributes | None]:
+    """What several entries show, all of one moment."""
+    with site.live.held():
+        return [_attributes(node) for node in nodes]
+
+
+def listed_seconds(node: Node) -> float:
+    """How long the attributes in a listing hold; what follows a tree people write to is asked each time."""
+    if isinstance(node.kind, LargeFile) and isinstance(node.subject, ContainerSubject | PartSubject):
+        return 0.0
+    return LISTED_SECONDS
+
+
+def unlooked(key: str) -> EntryAttributes:
+    """A real tree in a listing: the plane leaves its node out, so that it is opened when it is looked up."""
+    return root_attributes(InodeT(OURS | zlib.crc32(key.encode("utf-8", "surrogateescape"))), 0.0)

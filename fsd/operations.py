@@ -23,7 +23,7 @@ from pyfuse3 import FileHandleT, FileInfo, FUSEError, InodeT
 from fsd.contents import Rendered, Stream
 from fsd.errnos import ERROR_XATTR, barrier
 from fsd.inodes import Inodes
-from fsd.listings import KeptListings, Listing, entry_attributes, root_attributes
+from fsd.listings import KeptListings, Lister, Listing, root_attributes, shown
 from fsd.naming import NAME_MAX
 from fsd.nodes import RealTree
 from fsd.processes import has_signal
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pyfuse3 import EntryAttributes, PollHandle, RequestContext
 
     from fsd.contents import Content, Sink
-    from fsd.nodes import Attributes, Node
+    from fsd.nodes import Node
     from fsd.site import Site
     from fsd.views import Views
 
@@ -86,6 +86,7 @@ class Operations(pyfuse3.Operations):
         self._handles: dict[int, Opened | Listing] = {}
         self._numbers = itertools.count(1)
         self._kept = KeptListings()
+        self._lister = Lister(site, self.inodes)
 
     # -- looking up ----------------------------------------------------------------------------
 
@@ -155,37 +156,7 @@ class Operations(pyfuse3.Operations):
         listing = cast("Listing", self._handles[fh])
         if start_id == 0 or listing.entries is None:
             listing.entries = await self._call(listing.node, _list_entries)
-        position = start_id
-        while position < len(listing.entries):
-            with self.site.live.held():  # nothing below waits, so all of it is of one moment
-                position, full = self._reply_plain(listing.entries, position, token)
-            if full or position == len(listing.entries):
-                return
-            with contextlib.suppress(FUSEError, OSError, LookupError):
-                name, node = listing.entries[position]
-                attributes = await self._attributes(node)
-                if not pyfuse3.readdir_reply(token, os.fsencode(name), attributes, position + 1):
-                    return
-                self._remember(node)
-            position += 1
-
-    def _reply_plain(
-        self, entries: list[tuple[str, Node]], position: int, token: pyfuse3.ReaddirToken
-    ) -> tuple[int, bool]:
-        """Reply with the entries up to one that takes a thread; where that is, and whether no more fit."""
-        for at in range(position, len(entries)):
-            name, node = entries[at]
-            if node.kind.blocking or isinstance(node.kind, RealTree):
-                return at, False
-            try:
-                found = node.kind.attributes(node)
-            except (OSError, LookupError):
-                continue
-            attributes = self._shown(node, found)
-            if not pyfuse3.readdir_reply(token, os.fsencode(name), attributes, at + 1):
-                return at, True
-            self._remember(node)
-        return len(entries), False
+        await self._lister.reply(listing, start_id, token)
 
     async def releasedir(self, fh: FileHandleT) -> None:
         """Close a listing."""
@@ -443,14 +414,7 @@ class Operations(pyfuse3.Operations):
             keep = node.kind.keep_name if self.views.keeps_place(number) else 0.0
             return root_attributes(InodeT(number), keep)
         found = await self._call(node, node.kind.attributes)
-        return self._shown(node, found)
-
-    def _shown(self, node: Node, found: Attributes) -> EntryAttributes:
-        """A synthetic entry as the kernel gets it."""
-        number = self.inodes.number(node)
-        entry = entry_attributes(number, found, node.kind.keep_name)
-        entry.generation = self.inodes.generation(number)
-        return entry
+        return shown(self.inodes, node, found)
 
     async def _replaced(self, node: Node) -> None:
         """A command may have put another directory behind ``rootfs``: the kernel must ask again."""

@@ -39,6 +39,7 @@
 /* In a handle of Python's: the kernel may keep the listing, and what it kept before is right. */
 #define KEEPS_LISTING (1ULL << 62)
 #define KEPT_LISTING (1ULL << 61)
+#define LISTING_END (1ULL << 30) /* in an offset of Python's: nothing follows */
 
 struct handle {
     uint32_t length; /* of what follows, as in struct file_handle */

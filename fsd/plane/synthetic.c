@@ -11,8 +11,22 @@ static int getxattr(struct request *r) {
     return strncmp(name, "security.", 9) ? -ENODATA : -EOPNOTSUPP;
 }
 
+/* The kernel asks until the answer is empty. */
+static int readdir_end(struct request *r) {
+    const struct fuse_read_in *in = take(r, sizeof *in);
+    return in && in->offset & LISTING_END ? 0 : FORWARD;
+}
+
 int synthetic(struct request *r) {
-    return r->in->opcode == FUSE_GETXATTR ? getxattr(r) : FORWARD;
+    switch (r->in->opcode) {
+    case FUSE_GETXATTR:
+        return getxattr(r);
+    case FUSE_READDIR:
+    case FUSE_READDIRPLUS:
+        return readdir_end(r);
+    default:
+        return FORWARD;
+    }
 }
 
 /* Python marks the handles of directories whose listing the kernel may keep. */
