@@ -39,6 +39,7 @@ from drivers.errors import (
     LayerExists,
     LayerMounted,
     LayerUnknown,
+    NotSupported,
     PrerequisitesMissing,
 )
 from drivers.options import parse_size, reject_unknown
@@ -60,17 +61,20 @@ class BtrfsDriver(BtrfsChanges, Driver):
     """Layers as subvolumes of a btrfs filesystem.
 
     Options: ``min_space`` refuses limits below it, ``size`` limits every container's layer (bytes or with
-    a unit, ``10g``). Either switches quotas on; nothing else does.
+    a unit, ``10g``). Either switches quotas on; nothing else does. ``imagestore`` names additional
+    read-only image stores (graphroots on the same filesystem, separated by commas), which the original's
+    driver lacks.
     """
 
     name: ClassVar[str] = "btrfs"
     capabilities: ClassVar[Capabilities] = Capabilities(
-        snapshots=True, quota=True, shifting=True, native_changes=True
+        snapshots=True, quota=True, shifting=True, native_changes=True, additional_stores=True
     )
 
     def __init__(self, home: Path, options: Mapping[str, str] | None = None) -> None:
         super().__init__(home, options)
-        reject_unknown(self.name, self.options, {"min_space", "size"})
+        reject_unknown(self.name, self.options, {"min_space", "size", "imagestore"})
+        self._stores = tuple(Path(text) for text in self.options.get("imagestore", "").split(",") if text)
         min_space = parse_size(self.options.get("min_space", "0"), "btrfs.min_space")
         self._default_size = parse_size(self.options.get("size", "0"), "btrfs.size")
         if 0 < self._default_size < min_space:
@@ -123,13 +127,18 @@ class BtrfsDriver(BtrfsChanges, Driver):
         return self.subvolumes / layer_id
 
     def present(self, layer_id: str) -> Path:
-        """The directory of a layer that exists; ``BadLayerID``, ``LayerUnknown``."""
+        """The directory of a layer that exists, here or in an additional store.
+
+        Raises:
+            BadLayerID, LayerUnknown
+        """
         path = self.path_of(layer_id)
-        try:
-            if stat.S_ISDIR(os.lstat(path).st_mode):
-                return path
-        except FileNotFoundError:
-            pass
+        for place in (path, *(store / self.name / "subvolumes" / layer_id for store in self._stores)):
+            try:
+                if stat.S_ISDIR(os.lstat(place).st_mode):
+                    return place
+            except (FileNotFoundError, NotADirectoryError):
+                pass
         raise LayerUnknown(f"layer {layer_id} has no subvolume at {path}")
 
     # -- making and removing -----------------------------------------------------------------------
@@ -202,6 +211,10 @@ class BtrfsDriver(BtrfsChanges, Driver):
         except btrfs_ioctl.BtrfsError as error:
             if error.errno == errno.EEXIST or os.path.lexists(path):
                 raise LayerExists(f"layer {path.name} exists at {path}") from error
+            if error.errno == errno.EXDEV:
+                raise NotSupported(
+                    f"{source} is on another filesystem than {self.subvolumes}: no snapshot of it can be made"
+                ) from error
             if error.errno == errno.EINVAL and source is not None and not btrfs_ioctl.is_subvolume(source):
                 raise LayerUnknown(f"{source} is a plain directory, not a subvolume") from error
             raise
@@ -264,11 +277,16 @@ class BtrfsDriver(BtrfsChanges, Driver):
         self._views.close(layer_id)
 
     def exists(self, layer_id: str) -> bool:
-        """Whether the layer's subvolume is there."""
+        """Whether the layer's subvolume is there, in an additional store too."""
         try:
-            return self.path_of(layer_id).is_dir()
-        except BadLayerID:
+            self.present(layer_id)
+        except (BadLayerID, LayerUnknown):
             return False
+        return True
+
+    def additional_image_stores(self) -> Sequence[Path]:
+        """Graphroots of the read-only stores given as ``imagestore``."""
+        return self._stores
 
     def layer_ids(self) -> Iterator[str]:
         """Names of all directories in ``subvolumes``."""

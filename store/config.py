@@ -315,7 +315,7 @@ def _driver_options(tables: dict[str, Any], stores: tuple[str, ...]) -> Iterator
         if value := tables.get("options", {}).get(key):
             options |= {f"{driver}.{key}": value for driver in drivers}
     if stores:
-        options |= {f"{driver}.imagestore": ",".join(stores) for driver in ("overlay", "vfs")}
+        options |= {f"{driver}.imagestore": ",".join(stores) for driver in ("btrfs", "overlay", "vfs")}
     if layer_stores := tables.get("options", {}).get("additionallayerstores"):
         options["overlay.additionallayerstore"] = ",".join(layer_stores)
     for driver in _DRIVERS:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import io
 import os
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from drivers.errors import NotSupported
 from store.config import StoreOptions
-from store.errors import ImageUnknown, NotALayer, NotAnImage, StoreReadOnly
+from store.errors import ImageUnknown, LockTimeout, NotALayer, NotAnImage, StoreReadOnly
 from store.store import ImageOptions, Store
+from tests.support import loops
 
 BASE_TAR = Path(__file__).parent / "data" / "tables" / "base.tar"
 
 
-@pytest.fixture(params=["vfs", "overlay"])
+@pytest.fixture(params=["btrfs", "vfs", "overlay"])
 def two(request, btrfs_dir):
     """A store filled with one image, and a second store that has it as an additional one."""
     first = StoreOptions(
@@ -113,3 +116,46 @@ def test_store_on_read_only_media_can_be_read_only(btrfs_dir):
     finally:
         subprocess.run(["umount", graphroot], check=True)
     assert os.access(graphroot, os.W_OK)
+
+
+def test_btrfs_store_on_another_filesystem_is_listed_but_not_built_upon(btrfs_dir, run_dir):
+    with loops.loop_mount(run_dir, "elsewhere", mkfs=("mkfs.btrfs", "-q"), size=256 << 20) as point:
+        first = StoreOptions(graphroot=str(point / "g"), runroot=str(point / "r"), driver="btrfs")
+        with Store(first) as store:
+            layer = store.create_layer(names=["base"])
+            store.create_image(names=["img"], layer=layer.id)
+            store.shutdown(force=True)
+        second = StoreOptions(
+            graphroot=str(btrfs_dir / "g"),
+            runroot=str(btrfs_dir / "r"),
+            driver="btrfs",
+            driver_options=(f"btrfs.imagestore={first.graphroot}",),
+        )
+        with Store(second) as store:
+            assert store.image("img").read_only
+            with pytest.raises(NotSupported, match="another filesystem"):
+                store.create_container(names=["web"], image="img")
+            assert store.containers() == []
+            assert store.check() == []
+            store.shutdown(force=True)
+
+
+def test_additional_store_locked_by_another_process_is_waited_for_with_a_bound(two):
+    first, store = two
+    script = (
+        "import fcntl, sys; f = open(sys.argv[1], 'r+b'); fcntl.lockf(f, fcntl.LOCK_EX); "
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    lock = first.tables.layers.lock.path
+    with subprocess.Popen(
+        [sys.executable, "-c", script, lock], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "held\n"
+        assert store.image("img").read_only, "reading needs no lock"
+        reading = store.additional[0].layers.reading(0.1)
+        with pytest.raises(LockTimeout, match=rf"process {holder.pid} \("), reading:
+            pass
+        holder.stdin.close()
+        holder.wait()
+    with store.additional[0].layers.reading(10) as layers:
+        assert layers.view.by_name("base") is not None
