@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.filled import BASE, CONTAINER, eventually, fill, write
+from tests.support.filled import BASE, CONTAINER, TOP, eventually, fill, write
 from tests.support.mounted import Mounted, mounted
 
 if TYPE_CHECKING:
@@ -71,9 +71,33 @@ def test_view_of_what_podman_removed_is_let_go_with_its_space(tree, podman, btrf
     assert not rootfs.exists()
 
 
+def _is_missing(name: str, directory: int) -> bool:
+    try:
+        os.stat(name, dir_fd=directory)
+    except OSError as exc:
+        return exc.errno in (errno.ESTALE, errno.ENOENT)
+    return False
+
+
 def _is_stale(descriptor: int) -> bool:
     try:
         os.stat(f"/proc/self/fd/{descriptor}")
     except OSError as exc:
         return exc.errno == errno.ESTALE
     return False
+
+
+def test_view_of_an_image_podman_removed_is_stale_although_the_kernel_kept_its_names(tree, podman, btrfs_dir):
+    (tree.path / "containers" / CONTAINER).rmdir()
+    for entry in (tree.path / "trash").iterdir():
+        entry.rmdir()
+    rootfs = tree.path / "images" / TOP / "rootfs"
+    directory = os.open(rootfs / "etc", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.stat("hostname", dir_fd=directory)
+        podman("rmi", TOP)
+        assert eventually(lambda: not rootfs.exists())
+        assert eventually(lambda: _is_missing("hostname", directory))
+        assert eventually(lambda: deleted_subvolumes(btrfs_dir) == "")
+    finally:
+        os.close(directory)

@@ -309,5 +309,7 @@ int fsd_sweep(plane *p, uint32_t *numbers, int room) {
             numbers[found++] = ex->number;
         }
     pthread_rwlock_unlock(&p->exports_lock);
+    if (found)
+        notify_ask_again(p); /* it keeps names of views that never change for good */
     return found;
 }

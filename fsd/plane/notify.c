@@ -41,6 +41,11 @@ void notify_inval_inode(struct plane *p, uint64_t id) {
     queue_notice(p, FUSE_NOTIFY_INVAL_INODE, &what, sizeof what, NULL);
 }
 
+/* Make the kernel look every name up again when it is next used, which Linux can since 6.16. */
+void notify_ask_again(struct plane *p) {
+    queue_notice(p, PLANE_NOTIFY_INC_EPOCH, "", 0, NULL);
+}
+
 static struct queued *next_notice(struct plane *p) {
     pthread_mutex_lock(&p->notify_lock);
     while (!p->stopping && !p->notices)

@@ -359,6 +359,7 @@ void notify_free(struct plane *p);
 bool notify_later(struct plane *p, const void *message, size_t length);
 void notify_inval_entry(struct plane *p, uint64_t parent, const char *name);
 void notify_inval_inode(struct plane *p, uint64_t id);
+void notify_ask_again(struct plane *p);
 void *notifier_main(void *argument);
 
 /* prefetch.c */

@@ -25,6 +25,8 @@ struct fuse_backing_map {
 #define FUSE_DEV_IOC_BACKING_CLOSE _IOW(FUSE_DEV_IOC_MAGIC, 2, __u32)
 #endif
 
+#define PLANE_NOTIFY_INC_EPOCH 8 /* FUSE_NOTIFY_INC_EPOCH of 7.44 */
+
 #define PLANE_STATX 52 /* FUSE_STATX of 7.39 */
 
 /* fuse_init_out as of 7.40: max_stack_depth follows flags2. */
