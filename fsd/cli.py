@@ -2,12 +2,13 @@
 
 ::
 
-    cli          options, dispatch, exit codes
-    cli_store    which store: flags, environment, storage.conf, the embedded pool
-    cli_daemon   up, down, status, health
-    cli_objects  images, containers, layers, import, create, snapshot, rollback
-    doctor       doctor
-    output       tables, trees, progress, JSON
+    cli_table, cli_verbs    the verbs as data: names, arguments, and where the function is
+    cli_store               which store: flags, environment, storage.conf, the embedded pool; opening it
+    cli_lists, cli_space    looking: tables, trees, files, sizes
+    cli_objects, cli_snapshots, cli_images, cli_upkeep    changing
+    cli_start, cli_daemon, cli_watch, doctor              the daemon and the machine
+    cli_docs, cli_completion                              what is made of the verbs
+    output                  tables, trees, progress, JSON
 
 Exit codes: 0 done; 1 a negative answer (not found, not up, unhealthy); 2 usage; 125 failure. Only
 ``fsd up --foreground`` imports the FUSE side, so everything else works, and starts fast, without it.
@@ -15,127 +16,227 @@ Exit codes: 0 done; 1 a negative answer (not found, not up, unhealthy); 2 usage;
 
 from __future__ import annotations
 
-import argparse
-import logging
 import os
-import signal
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from fsd import __version__, cli_daemon, cli_objects, doctor
-from fsd.mounts import MountError
-from fsd.runfile import AlreadyUp
+from fsd.cli_table import GLOBAL, Argument, Option, Verb
+from fsd.cli_verbs import BY_NAME
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
 EXIT_OK, EXIT_NEGATIVE, EXIT_USAGE, EXIT_ERROR = 0, 1, 2, 125
-
-DESCRIPTION = "Container storage as files: every layer, image and container of a store is a directory."
-EPILOG = (
-    "Exit codes: 0 done, 1 negative answer, 2 usage, 125 failure. The store is the one of storage.conf "
-    "(CONTAINERS_STORAGE_CONF, STORAGE_DRIVER and STORAGE_OPTS count) unless options say otherwise."
-)
+_SIGINT, _SIGPIPE = 2, 13
+_BY_SPELLING = {name: option for option in GLOBAL for name in option.names}
 
 
-GLOBAL_DEFAULTS: dict[str, Any] = {
-    "graph": None,
-    "run": None,
-    "storage_driver": None,
-    "storage_opt": None,
-    "json": False,
-    "debug": False,
-}
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose usage errors are one line, with exit code 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what is wrong and how to get help."""
-        self.exit(EXIT_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
-    common = global_options()
-    parser = Parser(prog="fsd", description=DESCRIPTION, epilog=EPILOG, parents=[common])
-    parser.add_argument("--version", action="version", version=f"fsd {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=Parser)
-    for module in (cli_daemon, cli_objects, doctor):
-        module.add_commands(commands, common)
-    return parser
-
-
-def global_options() -> argparse.ArgumentParser:
-    """Options every command takes, before or after its name, spelt as containers/storage and podman do."""
-    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    group = common.add_argument_group("global options")
-    group.add_argument(
-        "-g", "--graph", "--root", metavar="DIR", help="graphroot: persistent state of the store"
-    )
-    group.add_argument("-R", "--run", "--runroot", metavar="DIR", help="runroot: state lost at reboot")
-    group.add_argument("-s", "--storage-driver", metavar="NAME", help="graph driver")
-    group.add_argument("--storage-opt", metavar="OPT", action="append", help="driver option (repeatable)")
-    group.add_argument("--json", action="store_true", help="print JSON")
-    group.add_argument("-D", "--debug", action="store_true", help="log every step to standard error")
-    return common
+class Usage(Exception):
+    """The command line cannot be understood; the text is one line for the user."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default ``sys.argv[1:]``); the exit code."""
     try:
-        code = _main(argv)
+        code = _main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
     except BrokenPipeError:
         return _quiet_stdout()
     except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+        return 128 + _SIGINT
     return code
 
 
-def _main(argv: Sequence[str] | None) -> int:
+def _main(argv: list[str]) -> int:
     try:
-        args = build_parser().parse_args(argv)
-    except SystemExit as end:  # after --help, --version or a usage error
-        return int(end.code or 0)
-    for name, default in GLOBAL_DEFAULTS.items():
-        vars(args).setdefault(name, default)
-    logging.basicConfig(
-        level=logging.DEBUG if args.debug else logging.WARNING,
-        format="%(asctime)s %(name)s %(levelname)s %(message)s",
-    )
+        verb, rest = find_verb(argv)
+        if verb is None:
+            return _without_verb(rest)
+        args = parse(verb, rest)
+    except Usage as error:
+        print(f"fsd: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    if args.help:
+        from fsd.cli_docs import verb_help
+
+        print(verb_help(verb), end="")
+        return EXIT_OK
+    return run(verb, args)
+
+
+def run(verb: Verb, args: argparse.Namespace) -> int:
+    """Do what a verb does; its failures become text and exit code."""
+    _log(debug=args.debug)
     try:
-        return int(args.run_command(args))
+        return int(verb.function()(args))
     except BrokenPipeError:
         raise
+    except Usage as error:
+        print(f"fsd: {error}; see fsd {verb.name} --help", file=sys.stderr)
+        return EXIT_USAGE
     except Exception as error:
-        return _failed(error, debug=args.debug)
+        return _failed(error, verb, debug=args.debug)
+
+
+def _log(*, debug: bool) -> None:
+    import logging
+
+    logging.basicConfig(
+        level=logging.DEBUG if debug else logging.WARNING,
+        format="%(asctime)s %(name)s %(levelname)s %(message)s",
+    )
+
+
+def _without_verb(argv: list[str]) -> int:
+    if "--version" in argv:
+        from fsd import __version__
+
+        print(f"fsd {__version__}")
+        return EXIT_OK
+    if "-h" in argv or "--help" in argv:
+        from fsd.cli_docs import overview
+
+        print(overview(), end="")
+        return EXIT_OK
+    raise Usage("a command is needed; see fsd --help")
+
+
+# -- parsing ---------------------------------------------------------------------------------------
+
+
+def find_verb(argv: list[str]) -> tuple[Verb | None, list[str]]:
+    """The verb of a command line, ``None`` without one, and everything else in it.
+
+    Raises:
+        Usage: there is no such verb, or no such global option before it
+    """
+    at = 0
+    while at < len(argv):
+        word = argv[at]
+        if not word.startswith("-") or word == "-":
+            if word == "__complete":
+                return _COMPLETE, [*argv[:at], *argv[at + 1 :]]
+            if word not in BY_NAME:
+                raise Usage(f"there is no command {word!r:.80}{_near(word)}; see fsd --help")
+            return BY_NAME[word], [*argv[:at], *argv[at + 1 :]]
+        at += 1 + _takes_next(word)
+    return None, argv
+
+
+def _takes_next(word: str) -> bool:
+    """Whether the word after a global option is its value."""
+    name = word.partition("=")[0]
+    if name == "--version":
+        return False
+    option = _BY_SPELLING.get(name) or _BY_SPELLING.get(word[:2])
+    if option is None or (name != word and not option.metavar):
+        raise Usage(f"there is no option {name!r:.80} before the command; see fsd --help")
+    return bool(option.metavar) and word in option.names
+
+
+def _near(word: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(word, BY_NAME, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+_COMPLETE = Verb(
+    "__complete",
+    "",
+    "cli_completion.complete",
+    "names a shell completes with",
+    Argument("KIND", "what is completed"),
+    Argument("WORD", "the words before", "*"),
+)
+"""Not in the table: shells alone call it."""
+
+
+def parse(verb: Verb, words: list[str]) -> argparse.Namespace:
+    """The values of a verb's arguments; ``Usage``."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> Any:
+            raise Usage(f"{verb.name}: {message}; see fsd {verb.name} --help")
+
+    parser = Parser(prog=f"fsd {verb.name}", add_help=False, allow_abbrev=False)
+    for option in (*GLOBAL, *verb.options):
+        _add_option(parser, option)
+    for argument in verb.arguments:
+        parser.add_argument(
+            argument.key,
+            metavar=argument.name,
+            nargs=argument.many or None,
+            choices=argument.choices or None if argument.many != "*" else None,
+        )
+    if "-h" in words or "--help" in words:
+        return argparse.Namespace(help=True)
+    args = parser.parse_intermixed_args(words)
+    _check_choices(verb, args)
+    return args
+
+
+def _check_choices(verb: Verb, args: argparse.Namespace) -> None:
+    """argparse would hold an empty list against the choices too."""
+    for argument in verb.arguments:
+        if argument.many == "*" and argument.choices:
+            for word in getattr(args, argument.key):
+                if word not in argument.choices:
+                    ways = ", ".join(argument.choices)
+                    raise Usage(f"{verb.name}: {word!r} is none of {ways}; see fsd {verb.name} --help")
+
+
+def _add_option(parser: argparse.ArgumentParser, option: Option) -> None:
+    if not option.metavar:
+        parser.add_argument(*option.names, dest=option.key, action="store_true")
+    else:
+        parser.add_argument(
+            *option.names,
+            dest=option.key,
+            metavar=option.metavar,
+            action="append" if option.many else "store",
+            choices=option.choices or None,
+            default=option.default,
+        )
+
+
+# -- failures --------------------------------------------------------------------------------------
 
 
 def _quiet_stdout() -> int:
     """The reader of our output went away; let nothing more be written, or complained about, at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 128 + signal.SIGPIPE
+    return 128 + _SIGPIPE
 
 
-def _failed(error: Exception, *, debug: bool) -> int:
+def _failed(error: Exception, verb: Verb, *, debug: bool) -> int:
     """Print the text of a failure; a traceback only for a defect, or on request."""
-    if debug or not _expected(error):
+    from fsd.mounts import MountError
+    from fsd.runfile import AlreadyUp
+    from store.errors import StoreError, Unknown
+
+    expected = isinstance(error, (StoreError, *_driver_errors(), MountError, AlreadyUp, OSError))
+    if debug or not expected:
+        import logging
+
         logging.getLogger("fsd").error("%s failed", "fsd", exc_info=error)
-    text = str(error) or type(error).__name__
-    print(
-        f"fsd: {text if _expected(error) else f'internal error: {type(error).__name__}: {text}'}",
-        file=sys.stderr,
-    )
-    return EXIT_ERROR
+    text = _text(error) if expected else f"internal error: {type(error).__name__}: {error}"
+    print(f"fsd: {text}", file=sys.stderr)
+    return EXIT_NEGATIVE if verb.question and isinstance(error, Unknown) else EXIT_ERROR
 
 
-def _expected(error: Exception) -> bool:
+def _driver_errors() -> tuple[type[Exception], ...]:
     from drivers.errors import DriverError
-    from store.errors import StoreError
 
-    return isinstance(error, (StoreError, DriverError, MountError, AlreadyUp, OSError))
+    return (DriverError,)
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) or type(error).__name__
 
 
 if __name__ == "__main__":

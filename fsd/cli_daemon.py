@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fsd import cli_start, mounts, output, runfile
-from fsd.cli_store import open_store, pool_of, store_exists, store_options
+from fsd.cli_store import open_session, open_store, pool_of, store_exists, store_options
 from fsd.mounts import MountError
 
 if TYPE_CHECKING:
@@ -26,33 +26,6 @@ if TYPE_CHECKING:
     from store.config import StoreOptions
 
 STOP_SECONDS = 30.0
-
-
-def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Register this module's commands."""
-    up = commands.add_parser("up", parents=[common], help="start the daemon and mount the tree")
-    up.add_argument(
-        "mountpoint", nargs="?", metavar="MOUNTPOINT", help="default: /run/fsd, or below XDG_RUNTIME_DIR"
-    )
-    up.add_argument(
-        "--foreground", action="store_true", help="stay in the foreground (for systemd, Type=notify)"
-    )
-    up.add_argument("--no-pool", action="store_true", help="never make the embedded pool")
-    up.add_argument(
-        "--allow-other", action="store_true", help="let users other than the mounting one look in"
-    )
-    up.set_defaults(run_command=cli_start.up)
-    down = commands.add_parser("down", parents=[common], help="unmount, end the daemon, detach the pool")
-    down.add_argument("--force", action="store_true", help="also when the daemon hangs or the tree is in use")
-    down.set_defaults(run_command=stop)
-    status = commands.add_parser(
-        "status", parents=[common], help="what is mounted where; exit 1 if nothing is"
-    )
-    status.set_defaults(run_command=show_status)
-    health = commands.add_parser(
-        "health", parents=[common], help="check daemon, store and pool; exit 1 on trouble"
-    )
-    health.set_defaults(run_command=show_health)
 
 
 # -- down ------------------------------------------------------------------------------------------
@@ -233,15 +206,21 @@ def _pool_checks(options: StoreOptions) -> list[Check]:
 
 
 def _store_checks(args: argparse.Namespace, options: StoreOptions) -> list[Check]:
+    from store.health import examine as of_store
+
     if not store_exists(options):
         return [("store", "fail", "there is none yet: fsd up makes it")]
     try:
-        with open_store(args) as store:
-            broken = store.catalog().broken
-            history = store.driver.capabilities.snapshots
+        with open_session(args) as session:
+            return [
+                (
+                    one.subject,
+                    "ok" if one.ok else "warn",
+                    f"{one.text}; {one.remedy}" if not one.ok else one.text,
+                )
+                if one.subject != "records" or one.ok
+                else ("records", "fail", f"{one.text}; {one.remedy}")
+                for one in of_store(session.history)
+            ]
     except Exception as error:
         return [("store", "fail", str(error))]
-    checks = [("store", "fail", f"{one.table} record {one.id}: {one.why}") for one in broken]
-    checks = checks or [("store", "ok", "every record can be used")]
-    text = "writes take snapshots" if history else "off: this driver keeps no snapshots"
-    return [*checks, ("history", "ok" if history else "warn", text)]

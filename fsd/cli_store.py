@@ -9,18 +9,27 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fsd import mounts
 from fsd.pool import Pool, PoolError
+from store.errors import Unknown
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
+    from fsd.settings import Settings
     from store.config import StoreOptions
+    from store.history import History
+    from store.orphans import Orphans
+    from store.prune import Prune
+    from store.queries import Queries
+    from store.sizes import Sizes
     from store.store import Store
+    from store.trash import Trash
 
 BTRFS = "btrfs"
 DISTRIBUTIONS_FILE = "/usr/share/containers/storage.conf"
@@ -71,16 +80,24 @@ def store_exists(options: StoreOptions) -> bool:
     return Pool(graphroot).exists or (graphroot.is_dir() and any(graphroot.iterdir()))
 
 
+class NoStore(Unknown):
+    """There is no store yet, and the command makes none."""
+
+
 @contextlib.contextmanager
-def open_store(args: argparse.Namespace, *, make_pool: bool = False) -> Iterator[Store]:
-    """The store, with its pool attached meanwhile; ``make_pool`` makes a missing pool.
+def opened_options(args: argparse.Namespace, *, make: bool, make_pool: bool) -> Iterator[StoreOptions]:
+    """The options of the store, with its pool attached meanwhile.
+
+    Args:
+        make: whether a store that is not there may be made.
+        make_pool: whether a missing pool may.
 
     Raises:
-        PoolError: the graphroot is not on btrfs, and there is no pool.
+        NoStore; PoolError: the graphroot is not on btrfs, and there is no pool
     """
-    from store.store import Store
-
     options = store_options(args)
+    if not make and not store_exists(options):
+        raise NoStore(f"there is no store in {options.graphroot} yet; fsd up, import, load or pull makes one")
     with contextlib.ExitStack() as stack:
         pool = pool_of(options)
         if pool is not None:
@@ -88,7 +105,92 @@ def open_store(args: argparse.Namespace, *, make_pool: bool = False) -> Iterator
                 raise missing_pool(pool)
             stack.enter_context(pool.session(make=make_pool))
             options = on_pool(options)
-        yield stack.enter_context(Store(options))
+        yield options
+
+
+@contextlib.contextmanager
+def open_store(args: argparse.Namespace, *, make: bool = True, make_pool: bool = False) -> Iterator[Store]:
+    """The store, open; raises as :func:`opened_options`."""
+    from store.store import Store
+
+    with opened_options(args, make=make, make_pool=make_pool) as options, Store(options) as store:
+        yield store
+
+
+@contextlib.contextmanager
+def open_reading(args: argparse.Namespace) -> Iterator[Queries]:
+    """The store for looking things up in its tables alone; raises as :func:`opened_options`."""
+    from drivers import prior_drivers
+    from store.queries import Queries
+
+    with opened_options(args, make=False, make_pool=False) as options:
+        prior = prior_drivers(Path(options.graphroot))
+        if not options.driver and len(prior) == 1 and "vfs" not in prior:  # that one is opened in any case
+            options = replace(options, driver=prior[0])
+        with Queries(options, lazy=True) as store:
+            yield store
+
+
+class Session:
+    """An open store with all that stands on it, each part opened when it is first needed."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    @cached_property
+    def settings(self) -> Settings:
+        """fsd's own settings for this store."""
+        from fsd.settings import load_settings, settings_path
+
+        return load_settings(settings_path(self.store.options))
+
+    @cached_property
+    def history(self) -> History:
+        """Its snapshots."""
+        from store.history import History
+
+        return History(self.store, policy=self.settings.retention)
+
+    @cached_property
+    def trash(self) -> Trash:
+        """Its removed objects."""
+        from store.trash import Trash
+
+        return Trash(self.history, self.settings.trash)
+
+    @cached_property
+    def orphans(self) -> Orphans:
+        """Content nothing names."""
+        from store.orphans import Orphans
+
+        return Orphans(self.history, self.trash)
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """What its objects hold."""
+        from store.sizes import Sizes
+
+        return Sizes(self.history, self.trash)
+
+    @cached_property
+    def prune(self) -> Prune:
+        """What can go."""
+        from store.prune import Prune
+
+        return Prune(self.trash, self.orphans, self.sizes)
+
+    def close(self) -> None:
+        """Close what was opened."""
+        history = self.__dict__.get("history")
+        if history is not None:
+            history.state.close()
+
+
+@contextlib.contextmanager
+def open_session(args: argparse.Namespace, *, make: bool = False) -> Iterator[Session]:
+    """The store and what stands on it; raises as :func:`opened_options`."""
+    with open_store(args, make=make) as store, contextlib.closing(Session(store)) as session:
+        yield session
 
 
 def missing_pool(pool: Pool) -> PoolError:

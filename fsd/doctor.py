@@ -8,7 +8,7 @@ import platform
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fsd import cli_start, mounts, output
 from fsd.cli_store import pool_of, store_options
@@ -35,14 +35,6 @@ class Finding:
     level: str
     text: str
     remedy: str = ""
-
-
-def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    """Register ``doctor``."""
-    doctor = commands.add_parser(
-        "doctor", parents=[common], help="check this machine; exit 1 if something is bad"
-    )
-    doctor.set_defaults(run_command=examine)
 
 
 def examine(args: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ that ``fsd images | awk`` sees whole values.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -16,8 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 GAP = "  "
+COLOURS = {"bold": 1, "red": 31, "green": 32, "yellow": 33}
+BAR = 20
+"""Characters of a progress bar."""
+REDRAW_SECONDS = 0.1
 NARROWEST = 8
 """A column is never cut below this many characters."""
+VERDICTS = {"ok": "green", "warn": "yellow", "note": "yellow", "fail": "red", "bad": "red"}
+"""Words in the first two columns of a table, and their colours on a terminal."""
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 AGES = ((365 * 86400, "year"), (30 * 86400, "month"), (86400, "day"), (3600, "hour"), (60, "minute"))
 
@@ -31,7 +38,18 @@ def print_table(
     rows: Iterable[Sequence[object]], headers: Sequence[str], *, right: Sequence[str] = ()
 ) -> None:
     """A table with a header line; the columns named in ``right`` are right-aligned."""
-    print(table(rows, headers, right=right, width=terminal_width(sys.stdout)), end="")
+    head, _, rest = table(rows, headers, right=right, width=terminal_width(sys.stdout)).partition("\n")
+    lines = [colour(head, "bold"), *map(_judged, rest.splitlines())]
+    print("\n".join(lines))
+
+
+def _judged(line: str) -> str:
+    """A line of a table, its verdict in colour if it has one."""
+    words = line.split()
+    for word, name in VERDICTS.items():
+        if word in words[:2]:
+            return line.replace(word, colour(word, name), 1)
+    return line
 
 
 def table(
@@ -72,16 +90,28 @@ def _fit(widths: list[int], headers: Sequence[str], width: int | None) -> list[i
 
 
 def tree(label: str, children: Mapping[str, Any]) -> str:
-    """A drawn tree; ``children`` maps a label to the mapping of what is below it."""
-    return "\n".join([label, *_branches(children)]) + "\n"
+    """A drawn tree; ``children`` maps a label to the mapping of what is below it. Any depth will do."""
+    lines = [label]
+    todo = _branches(children, "")
+    while todo:
+        head, name, below, indent = todo.pop()
+        lines.append(f"{head}{_clean(name)}")
+        todo += _branches(below, indent)
+    return "\n".join(lines) + "\n"
 
 
-def _branches(children: Mapping[str, Any]) -> Iterable[str]:
-    for number, (label, below) in enumerate(children.items(), 1):
-        last = number == len(children)
-        yield f"{'└── ' if last else '├── '}{_clean(label)}"
-        for line in _branches(below):
-            yield f"{'    ' if last else '│   '}{line}"
+def _branches(children: Mapping[str, Any], indent: str) -> list[tuple[str, str, Mapping[str, Any], str]]:
+    """The children with what stands before them and before their own children, the first one last."""
+    last = len(children)
+    return [
+        (
+            f"{indent}{'└── ' if number == last else '├── '}",
+            label,
+            below,
+            f"{indent}{'    ' if number == last else '│   '}",
+        )
+        for number, (label, below) in enumerate(children.items(), 1)
+    ][::-1]
 
 
 def terminal_width(file: TextIO) -> int | None:
@@ -111,16 +141,28 @@ def human_age(created_ns: int, now: float | None = None) -> str:
     return "just now"
 
 
+def colour(text: str, name: str, file: TextIO | None = None) -> str:
+    """``text`` in a colour on a terminal; as it is elsewhere, or where ``NO_COLOR`` is set."""
+    if os.environ.get("NO_COLOR") or not (file or sys.stdout).isatty():
+        return text
+    return f"\x1b[{COLOURS[name]}m{text}\x1b[0m"
+
+
 class Progress:
-    """A line that counts bytes on a terminal; silent everywhere else.
+    """A bar on a terminal that shows how far a task is; silent everywhere else.
 
     Args:
         label: what is being done.
-        total: bytes expected, 0 when unknown.
+        total: bytes or items expected, 0 when unknown.
+        passes: how often each of them is counted.
+        items: whether it counts items, not bytes.
     """
 
-    def __init__(self, label: str, total: int = 0, file: TextIO | None = None) -> None:
+    def __init__(
+        self, label: str, total: int = 0, file: TextIO | None = None, *, passes: int = 1, items: bool = False
+    ) -> None:
         self._label, self._total, self._file = label, total, file or sys.stderr
+        self._passes, self._items = passes, items
         self._done, self._drawn, self._shown = 0, 0.0, self._file.isatty()
 
     def __enter__(self) -> Progress:
@@ -131,11 +173,25 @@ class Progress:
             print("\r\x1b[K", end="", file=self._file, flush=True)
 
     def add(self, count: int) -> None:
-        """``count`` more bytes are done."""
+        """``count`` more bytes or items are done."""
         self._done += count
-        if self._shown and time.monotonic() - self._drawn > 0.1:
+        if self._shown and time.monotonic() - self._drawn > REDRAW_SECONDS:
             self._drawn = time.monotonic()
-            part = f" {100 * self._done // self._total}%" if self._total else ""
-            print(
-                f"\r\x1b[K{self._label} {human_size(self._done)}{part}", end="", file=self._file, flush=True
-            )
+            print(f"\r\x1b[K{self._line()}", end="", file=self._file, flush=True)
+
+    def item(self, *_: object) -> None:
+        """One more item is at hand, whatever it is."""
+        self.add(1)
+
+    def _line(self) -> str:
+        done = self._done // self._passes
+        if not self._total:
+            return f"{self._label} {self._figure(done)}"
+        part = min(1.0, done / self._total)
+        full = int(part * BAR)
+        bar = "█" * full + "░" * (BAR - full)
+        figures = f"{self._figure(min(done, self._total))} of {self._figure(self._total)}"
+        return f"{self._label} {bar} {part:4.0%} {figures}"
+
+    def _figure(self, number: int) -> str:
+        return str(number) if self._items else human_size(number)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fsd.bursts import BurstPolicy
+from fsd.burst_policy import BurstPolicy
 from store.errors import BadValue
 from store.retention import Policy
 from store.trash import TrashPolicy
@@ -101,11 +101,16 @@ def load_settings(path: Path) -> Settings:
         return Settings()
     except UnicodeDecodeError:
         raise BadValue(f"{path} is not UTF-8 text") from None
+    return parse_settings(text, str(path))
+
+
+def parse_settings(text: str, source: str) -> Settings:
+    """The settings a text spells; ``BadValue`` names ``source`` and key."""
     try:
         found = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise BadValue(f"{path}: {error}") from None
-    return _settings(found, str(path))
+        raise BadValue(f"{source}: {error}") from None
+    return _settings(found, source)
 
 
 def _settings(found: dict[str, Any], source: str) -> Settings:

@@ -433,5 +433,5 @@ COMMANDS = (
 )
 
 BY_NAME = {name: command for command in COMMANDS for name in command.names}
-SHARED = frozenset({"status", "images", "containers", "layers", "diff"})
+SHARED = frozenset({"status", "images", "containers", "layers", "diff", "changes", "copy", "metadata"})
 """Verbs that fsd's own command line has too."""

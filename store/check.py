@@ -10,7 +10,7 @@ import enum
 import hashlib
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from store.segment import Broken
     from store.view import View
 
+Told = Callable[[str], None]
 _PIECE: Final = 1 << 20
 _DAY: Final = 86400.0
 _TAR_SPLIT: Final = re.compile(r"([0-9a-f]{64})\.tar-split\.gz")
@@ -97,21 +98,27 @@ class RepairOptions:
 class Checks(Diffs, Deletions, Staging):
     """Methods of :class:`store.store.Store` about consistency."""
 
-    def check(self, options: CheckOptions | None = None) -> list[Problem]:
+    def check(
+        self, options: CheckOptions | None = None, *, progress: Callable[[str], None] | None = None
+    ) -> list[Problem]:
         """Look for problems without changing anything; ``Check``.
 
         The tables stay locked, shared, only while driver and files are compared with the records.
+
+        Args:
+            progress: told of the ID of each layer, image and container before it is looked at.
 
         Raises:
             LockTimeout, OSError
         """
         options = options or CheckOptions()
+        told = progress or _nobody
         found = list(self._check_driver())
         catalog = self.catalog()
         found += (_broken(broken) for broken in catalog.broken)
-        found += self._check_layers(catalog, options)
-        found += self._check_images(catalog, options)
-        found += self._check_containers(catalog, options)
+        found += self._check_layers(catalog, options, told)
+        found += self._check_images(catalog, options, told)
+        found += self._check_containers(catalog, options, told)
         return found
 
     def _check_driver(self) -> Iterator[Problem]:
@@ -135,11 +142,12 @@ class Checks(Diffs, Deletions, Staging):
                 text = f"the {self.driver_name} driver holds it, but no record names it"
                 yield Problem(kind=Kind.UNACCOUNTED_LAYER, table="layers", id=layer_id, text=text)
 
-    def _check_layers(self, catalog: Catalog, options: CheckOptions) -> Iterator[Problem]:
+    def _check_layers(self, catalog: Catalog, options: CheckOptions, told: Told) -> Iterator[Problem]:
         used = {layer for image in catalog.images for layer in (image.layer, *image.mapped_layers)}
         used |= {container.layer for container in catalog.containers} | {i.parent for i in catalog.layers}
         oldest = time.time_ns() - int(options.unreferenced_age * 1e9)
         for layer in catalog.layers:
+            told(layer.id)
             if layer.parent and catalog.layer(layer.parent) is None:
                 yield _layer(Kind.MISSING_PARENT, layer, f"its parent {layer.parent} does not exist")
             if layer.id not in used and layer.created_ns < oldest and not layer.read_only:
@@ -174,8 +182,9 @@ class Checks(Diffs, Deletions, Staging):
             return _layer(Kind.MODIFIED_LAYER, layer, text)
         return None
 
-    def _check_images(self, catalog: Catalog, options: CheckOptions) -> Iterator[Problem]:
+    def _check_images(self, catalog: Catalog, options: CheckOptions, told: Told) -> Iterator[Problem]:
         for image in catalog.images:
+            told(image.id)
             for layer in (image.layer, *image.mapped_layers):
                 if layer and catalog.layer(layer) is None:
                     yield _image(Kind.MISSING_LAYER, image, f"its layer {layer} does not exist")
@@ -184,8 +193,9 @@ class Checks(Diffs, Deletions, Staging):
                 for text in _check_items(image, home, manifests=True):
                     yield _image(Kind.BAD_DATA, image, text)
 
-    def _check_containers(self, catalog: Catalog, options: CheckOptions) -> Iterator[Problem]:
+    def _check_containers(self, catalog: Catalog, options: CheckOptions, told: Told) -> Iterator[Problem]:
         for container in catalog.containers:
+            told(container.id)
             if catalog.layer(container.layer) is None:
                 yield _container(Kind.MISSING_LAYER, container, f"its layer {container.layer} does not exist")
             if container.image and catalog.image(container.image) is None:
@@ -297,6 +307,10 @@ class Checks(Diffs, Deletions, Staging):
                 if not tx.layers.view.children(layer.id):
                     self._drop_layer(tx, layer)
                     progress = True
+
+
+def _nobody(_id: str) -> None:
+    """Progress that is not wanted."""
 
 
 def _with_descendants(tx: Transaction, layers: set[str]) -> set[str]:

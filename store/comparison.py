@@ -97,6 +97,13 @@ def generation_of(store: Store, side: Side, *, settle: bool = False) -> int | No
 
 
 @contextmanager
+def opened_tree(store: Store, side: Side) -> Iterator[Path]:
+    """The directory of a tree, for looking; ``LayerUnknown``, ``SnapshotUnknown``, ``OSError``."""
+    with ExitStack() as mounts:
+        yield _tree(store, side, mounts)
+
+
+@contextmanager
 def compared(store: Store, new: Side, old: Side | None) -> Iterator[Compared]:
     """What ``new`` changes against ``old``; all of it without one.
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from store.catalog import Catalog
+    from store.queries import Queries
     from store.records import Container, Image, Layer
     from store.store import Store
 
@@ -56,7 +57,7 @@ def find(catalog: Catalog, table: Table, text: str) -> Image | Container | Layer
     return catalog.find_image(text) if table == "images" else catalog.find_container(text)
 
 
-def find_object(store: Store, text: str, tables: Sequence[Table] = TABLES) -> Found:
+def find_object(store: Queries, text: str, tables: Sequence[Table] = TABLES) -> Found:
     """The object ``text`` names, in one of ``tables``.
 
     A container's own layer is never meant where the container is found too.

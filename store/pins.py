@@ -10,12 +10,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
-from store.errors import BadValue, Pinned
+from store.errors import BadValue, NotAnID, Pinned
+from store.objects import find_object, split_snapshot
 from store.records import Container, Image, Layer
 
 if TYPE_CHECKING:
     from store.catalog import Catalog
     from store.state import State
+    from store.trash import Trash
 
 Kind = Literal["containers", "images", "layers", "trash"]
 """What can be pinned; an entry of the trash by its ID, which keeps it from expiring."""
@@ -78,6 +80,33 @@ class Pins:
         for _, container_id in gone:
             self.unpin("containers", container_id)
         return gone
+
+
+def pin_object(trash: Trash, text: str, pinned: bool) -> tuple[str, str]:
+    """Pin what ``text`` names, or take its pin away: an object, ``CONTAINER@SNAPSHOT``, or ``trash/ENTRY``.
+
+    Returns:
+        kind, and full ID, ID of the entry, or ``<container ID>/<snapshot>``.
+
+    Raises:
+        NotAnID, BadName, TrashUnknown, ContainerUnknown, SnapshotUnknown
+    """
+    history = trash.history
+    change = history.pins.pin if pinned else history.pins.unpin
+    if text.startswith("trash/"):
+        entry = trash.get(text.removeprefix("trash/"))
+        change("trash", entry.id)
+        return "trash", entry.id
+    try:
+        found = find_object(history.store, text)
+    except NotAnID:
+        if "@" not in text and "/snapshots/" not in text:
+            raise
+        owner, name = split_snapshot(text)
+        snapshot = history.pin(owner, name, pinned)
+        return "snapshot", f"{snapshot.container_id}/{snapshot.name}"
+    change(found.table, found.id)
+    return found.table[:-1], found.id
 
 
 def _setting_of(kind: str, object_id: str) -> str:
