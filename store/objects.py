@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from store.errors import BadName, BadValue, DuplicateName, ImageUnknown, NotAnID, SnapshotUnknown
-from store.names import normalize
+from store.names import candidates, normalize
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -89,8 +89,8 @@ def find_object(store: Queries, text: str, tables: Sequence[Table] = TABLES) -> 
 
 def _exact(hits: list[Found], text: str) -> list[Found]:
     """Those that have ``text`` as their full ID or as a name, as it is or as podman completes it."""
-    exact = [hit for hit in hits if text == hit.id or text in hit.record.names]
-    return exact or [hit for hit in hits if not hit.id.startswith(text)]
+    spellings = {text, *candidates(text)}
+    return [hit for hit in hits if text == hit.id or spellings & set(hit.record.names)]
 
 
 # -- names -----------------------------------------------------------------------------------------

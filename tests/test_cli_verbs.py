@@ -251,7 +251,7 @@ def test_a_name_of_two_kinds_must_say_which(dirs):
     assert "containers/small" in done.stderr
     fsd(dirs, "rm", "containers/small")
     fsd(dirs, "untag", "small")
-    assert rows(dirs, "containers", "small", check=False) == []
+    assert fsd(dirs, "containers", "small", check=False).returncode == 1
 
 
 def test_removed_objects_come_back_or_are_purged(dirs):
@@ -265,7 +265,7 @@ def test_removed_objects_come_back_or_are_purged(dirs):
     assert fsd(dirs, "trash", "purge", entry, check=False).returncode == 125
     fsd(dirs, "unpin", f"trash/{entry}")
     fsd(dirs, "trash", "purge", entry)
-    assert rows(dirs, "trash") == []
+    assert entry not in {row["entry"] for row in rows(dirs, "trash")}
     fsd(dirs, "create", "gone", "small:1")
     assert rows(dirs, "rm", "--now", "gone")[0]["trash"] is None
 
