@@ -216,9 +216,10 @@ class _Operations(pyfuse3.Operations):
         """Lookups of the root need no counting."""
 
 
-async def _serve(operations: _Operations) -> None:
+async def _serve(operations: _Operations, scratch: Path) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal)
+        await nursery.start(_write_stats_on_signal, operations.exports.plane, scratch)
         nursery.start_soon(operations.exports.serve)
         os.write(1, b"ready\n")
         await pyfuse3.main()
@@ -230,6 +231,21 @@ async def _stop_on_signal() -> None:
         async for _ in signals:
             pyfuse3.terminate()
             return
+
+
+async def _write_stats_on_signal(
+    plane: Plane, scratch: Path, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+        task_status.started()
+        async for _ in signals:
+            _write_stats(plane, scratch)
+
+
+def _write_stats(plane: Plane, scratch: Path) -> None:
+    new = scratch / "stats.new"
+    new.write_text(json.dumps(asdict(plane.stats())))
+    new.rename(scratch / "stats")
 
 
 def main() -> None:
@@ -244,7 +260,7 @@ def main() -> None:
     operations = _Operations(setup, plane)
     pyfuse3.init(operations, plane.hand_over(), set())
     try:
-        trio.run(_serve, operations)
+        trio.run(_serve, operations, Path(setup.scratch))
     finally:
         unmount(Path(setup.mountpoint))
         pyfuse3.close(unmount=False)
