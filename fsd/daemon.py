@@ -79,7 +79,7 @@ def run(
     plane = Plane(plane_mount(mountpoint, allow_other=allow_other), noise=NOISE)
     site.plane = plane
     mount = _Mount(mountpoint, foreground, ready)
-    views = _views(site, plane, bursts)
+    views = _views(site, plane, bursts, allow_other=allow_other)
 
     def configure(container: str, choice: str) -> None:
         bursts.configure(container, _policy(settings.bursts, choice))
@@ -101,7 +101,7 @@ def run(
     return 1 if mount.failed else 0
 
 
-def _views(site: Site, plane: Plane, bursts: Bursts) -> Views:
+def _views(site: Site, plane: Plane, bursts: Bursts, *, allow_other: bool) -> Views:
     """The views, with everything the plane tells of them reported."""
     exports = Exports(
         plane,
@@ -111,7 +111,8 @@ def _views(site: Site, plane: Plane, bursts: Bursts) -> Views:
         explain=explain,
         ended=pyfuse3.terminate,
     )
-    views = Views(site.store, exports, bursts)
+    # Where others may look in, the kernel checks their permissions by the owners shown.
+    views = Views(site.store, exports, bursts, container_ids=not allow_other)
     return views
 
 

@@ -6,6 +6,7 @@ needs a decision it parks: :class:`Exports` awaits the gate of the view, then le
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
@@ -16,14 +17,16 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from drivers import syscalls
+from drivers.idmap import IDMap, IDMappings
 from fsd.handles import identity
 from fsd.plane import OURS, Kind, number_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
     from pathlib import Path
 
-    from fsd.plane import Event, Mode, Plane
+    from fsd.plane import Event, Export, Mode, Plane
 
     Gate = Callable[[bytes | None], Awaitable[None]]
 
@@ -38,7 +41,8 @@ class View:
     (``None`` when there is none to tell); what it raises fails the mutation. ``window`` says how long
     mutations may pass afterwards without asking: seconds of quiet that end it, and a time; by default
     every mutation asks. Of a ``sealed`` view nothing changes before its gate has called
-    :meth:`Exports.exchange`. ``owner`` is a number of the object the tree belongs to.
+    :meth:`Exports.exchange`. ``owner`` is a number of the object the tree belongs to. ``ids`` maps the owners
+    on disk, which are the host's, to those shown, a container's; where that cannot be done they are left.
     """
 
     key: str
@@ -49,6 +53,7 @@ class View:
     window: Callable[[], tuple[float, float]] | None = None
     owner: int = 0
     sealed: bool = False
+    ids: IDMappings | None = None
 
 
 @dataclass(slots=True)
@@ -65,6 +70,19 @@ def _ignore(_event: Event) -> None:
 
 def _errno_of(exc: BaseException, _operation: str) -> tuple[int, str]:
     return (exc.errno if isinstance(exc, OSError) else None) or errno.EIO, str(exc)
+
+
+@contextlib.contextmanager
+def _user_namespace(ids: IDMappings) -> Iterator[int]:
+    """A namespace that maps the other way round: on disk are the host's IDs."""
+    swapped = IDMappings(
+        *(tuple(IDMap(r.host_id, r.container_id, r.size) for r in side) for side in (ids.uids, ids.gids))
+    )
+    namespace = syscalls.open_user_namespace(swapped)
+    try:
+        yield namespace
+    finally:
+        os.close(namespace)
 
 
 class Exports:
@@ -113,16 +131,7 @@ class Exports:
             return before.node
         life = f"/{time.time_ns()}" if view.sealed else ""  # its nodes will not be of this tree only
         number = self._number(f"{view.key}/{who.hex()}{life}")
-        made = self.plane.export(
-            view.path,
-            number,
-            read_only=view.read_only,
-            frozen=view.frozen,
-            gated=view.gate is not None,
-            sealed=view.sealed,
-            by_name=self._by_name,
-            owner=view.owner,
-        )
+        made = self._show(view, number)
         shown = _Shown(view, number, made.node, who)
         self._by_key[view.key] = self._by_number[number] = shown
         if before is not None and before.number != number:
@@ -138,6 +147,29 @@ class Exports:
         shown = self._by_key[view.key]
         self.plane.exchange(shown.number, view.path)
         shown.view, shown.who = view, identity(view.path)
+
+    def _show(self, view: View, number: int) -> Export:
+        show = functools.partial(
+            self.plane.export,
+            view.path,
+            number,
+            read_only=view.read_only,
+            frozen=view.frozen,
+            gated=view.gate is not None,
+            sealed=view.sealed,
+            by_name=self._by_name,
+            owner=view.owner,
+        )
+        if not view.ids:
+            return show()
+        try:
+            with _user_namespace(view.ids) as userns:
+                return show(userns=userns)
+        except OSError as exc:
+            if exc.errno not in (errno.EOPNOTSUPP, errno.EPERM, errno.EINVAL):
+                raise
+            log.warning("owners in %s are shown as on disk: %s", view.key, exc)
+            return show()
 
     def unexport(self, key: str) -> None:
         """Show a view no more."""

@@ -357,6 +357,7 @@ def snapshot_view(part: PartSubject) -> ViewSpec:
         key=f"snapshots/{part.owner.id}/{part.name}",
         shown=f"{part.owner.path}/snapshots/{part.name}/rootfs",
         directory=history.path(container_of(part).id, part.name),
+        ids_of=container_of(part).record.layer,
         read_only=True,
         refusal="snapshots never change; fill a container 'from' it, or roll back to it",
     )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from drivers.idmap import IDMappings
     from fsd.bursts import Bursts
     from fsd.exports import Exports, Gate
     from store.store import Store
@@ -47,6 +48,8 @@ class ViewSpec:
     """Where in the tree it is shown, for messages; the key if empty."""
     owner: str = ""
     """Key of the object's node, as ``containers:<id>``, or :data:`PRIVATE` and that key."""
+    ids_of: str = ""
+    """The layer whose ID mappings the owners on disk are in, if it is not ``layer_id``."""
     keeps_place: bool = True
     """Whether the same view is shown in the same place until a command there changes that."""
     begin: Callable[[], ViewSpec] | None = None
@@ -59,7 +62,9 @@ class ViewSpec:
 class Views:
     """The exported views of one mount."""
 
-    def __init__(self, store: Store, exports: Exports, bursts: Bursts) -> None:
+    def __init__(self, store: Store, exports: Exports, bursts: Bursts, *, container_ids: bool = True) -> None:
+        """``container_ids``: show owners as a container with ID mappings sees them, not as on disk."""
+        self._container_ids = container_ids
         self.exports = exports
         self._store = store
         self._bursts = bursts
@@ -102,7 +107,14 @@ class Views:
             if gate and spec.container
             else None,
             owner=owner_number(spec.owner),
+            ids=self._ids(spec),
         )
+
+    def _ids(self, spec: ViewSpec) -> IDMappings | None:
+        """How owners are mapped on disk; ``None`` when they are not, or are to be shown as they are."""
+        layer_id = spec.ids_of or spec.layer_id
+        layer = self._store.catalog().layer(layer_id) if layer_id and self._container_ids else None
+        return layer.mappings if layer else None
 
     def _is_final(self, spec: ViewSpec) -> bool:
         """Whether nobody writes there any more: a snapshot, or a layer that others are built on."""

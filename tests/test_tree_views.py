@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.filled import BASE, CONTAINER, TOP, eventually, fill, write
+from drivers.idmap import IDMap
+from store.options import ContainerOptions
+from tests.support.filled import BASE, CONTAINER, TOP, errno_of, eventually, fill, write
 from tests.support.mounted import Mounted, mounted
 
 if TYPE_CHECKING:
@@ -101,3 +103,38 @@ def test_view_of_an_image_podman_removed_is_stale_although_the_kernel_kept_its_n
         assert eventually(lambda: deleted_subvolumes(btrfs_dir) == "")
     finally:
         os.close(directory)
+
+
+def owners(path: Path) -> tuple[int, int]:
+    found = path.lstat()
+    return found.st_uid, found.st_gid
+
+
+def test_owners_are_a_containers_own_where_it_has_id_mappings(filled, store, btrfs_dir, require):
+    require("fuse")
+    mapping = (IDMap(0, 300_000, 65_536),)
+    made = store.create_container(
+        names=["mapped"], image=BASE, options=ContainerOptions(uidmap=mapping, gidmap=mapping)
+    )
+    real = store.driver.path_of(made.layer)
+    with mounted(filled, btrfs_dir / "mnt") as tree:
+        container = tree.path / "containers/mapped"
+        rootfs = container / "rootfs"
+        assert owners(real / "srv/owned") == (300_033, 300_033)
+        assert owners(rootfs / "srv/owned") == (33, 33)
+        assert owners(rootfs) == (0, 0)
+        (rootfs / "new").write_text("new")
+        os.chown(rootfs / "srv/empty", 7, 8)
+        assert owners(rootfs / "new") == (0, 0)
+        assert owners(real / "new") == (300_000, 300_000)
+        assert owners(real / "srv/empty") == (300_007, 300_008)
+        assert errno_of(os.chown, rootfs / "new", 100_000, 0) in (errno.EOVERFLOW, errno.EINVAL)
+        (snapshot,) = (container / "snapshots").iterdir()
+        assert owners(snapshot / "rootfs/srv/empty") == (0, 0)
+        layer = tree.path / "layers" / made.layer / "rootfs"
+        assert owners(layer / "srv/owned") == (33, 33)
+        (rootfs / "data").write_bytes(b"x" * 2_000_000)
+        assert (real / "data").read_bytes() == (rootfs / "data").read_bytes()
+        plain = tree.path / "containers" / CONTAINER / "rootfs"
+        assert owners(plain / "srv/owned") == (33, 33)
+    assert owners(real / "srv/owned") == (300_033, 300_033)

@@ -60,7 +60,7 @@ static int open_next(struct export *next, struct tree *tree, const char *path) {
 
 /* Only a sealed view of one subvolume whose nodes need no handles kept can go over. */
 static bool can_exchange(const struct export *ex) {
-    return ex && ex->live && ex->flags & FSD_SEALED && ex->cloned && !ex->trees->next &&
+    return ex && ex->live && ex->flags & FSD_SEALED && ex->cloned && !ex->mapped && !ex->trees->next &&
            ex->trees->kind == BY_BTRFS_HANDLE;
 }
 

@@ -13,6 +13,9 @@
 #ifndef MOUNT_ATTR_NODEV
 #define MOUNT_ATTR_NODEV 0x4
 #endif
+#ifndef MOUNT_ATTR_IDMAP
+#define MOUNT_ATTR_IDMAP 0x100000
+#endif
 #define ATIME_BITS 0x70
 #define BTRFS_FID 0x4d
 #define BTRFS_FID_LENGTH 20
@@ -36,9 +39,18 @@ int export_open_root(struct export *ex, const char *path) {
     if (ex->cloned) {
         if (ex->flags & (FSD_READ_ONLY | FSD_SEALED))
             attributes.set |= MOUNT_ATTR_RDONLY;
-        syscall(SYS_mount_setattr, fd, "", AT_EMPTY_PATH, &attributes, sizeof attributes);
-        return fd;
+        if (ex->userns > 0) {
+            attributes.set |= MOUNT_ATTR_IDMAP;
+            attributes.userns = (uint64_t)ex->userns;
+        }
+        ex->mapped = !syscall(SYS_mount_setattr, fd, "", AT_EMPTY_PATH, &attributes, sizeof attributes) && ex->userns > 0;
+        if (ex->mapped == (ex->userns > 0))
+            return fd;
+        close(fd);
+        return -EOPNOTSUPP;
     }
+    if (ex->userns > 0)
+        return -EOPNOTSUPP;
     fd = open(path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     return fd < 0 ? -errno : fd;
 }
@@ -140,7 +152,7 @@ void exports_free(struct plane *p) {
         export_remove(p, p->exports);
 }
 
-static struct export *export_make(const char *path, uint32_t number, uint32_t flags, int *error) {
+static struct export *export_make(const char *path, uint32_t number, uint32_t flags, int userns, int *error) {
     struct export *ex = calloc(1, sizeof *ex);
     struct tree *tree = calloc(1, sizeof *tree);
     struct handle handle = {0};
@@ -149,6 +161,7 @@ static struct export *export_make(const char *path, uint32_t number, uint32_t fl
     if (ex && tree) {
         ex->number = tree->number = number;
         ex->flags = flags;
+        ex->userns = userns;
         tree->export = ex;
         *error = ex->root = export_open_root(ex, path);
         if (*error >= 0)
@@ -203,18 +216,18 @@ static int revive(struct plane *p, struct export *ex, uint32_t flags, uint64_t o
     return 0;
 }
 
-/* Show a directory. Returns its node id, or a negated errno. Nothing changes if it is shown already. */
+/* Show a directory, its owners mapped by a user namespace unless that is 0; EOPNOTSUPP where they cannot be.
+   Returns its node id, or a negated errno. Nothing changes if it is shown already. */
 int64_t fsd_export(plane *p, const char *path, uint32_t number, uint32_t flags, uint64_t owner,
-                   uint64_t home_node) {
+                   int userns) {
     int error = 0;
-    (void)home_node;
     if (!number || number >= NUMBER_MAX)
         return -EOVERFLOW;
     pthread_rwlock_wrlock(&p->exports_lock);
     struct export *ex = export_find(p, number);
     if (ex) {
         error = revive(p, ex, flags, owner);
-    } else if ((ex = export_make(path, number, flags, &error))) {
+    } else if ((ex = export_make(path, number, flags, userns, &error))) {
         ex->owner = owner;
         atomic_store(&ex->armed, (flags & FSD_GATED) != 0);
         error = pin_root(p, ex);

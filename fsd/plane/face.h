@@ -74,7 +74,7 @@ int fsd_event_fd(plane *p);
 int fsd_next_event(plane *p, fsd_event *event);
 int fsd_resume(plane *p, uint64_t ticket, int error);
 int64_t fsd_export(plane *p, const char *path, uint32_t number, uint32_t flags, uint64_t owner,
-                   uint64_t home_node);
+                   int userns);
 int fsd_unexport(plane *p, uint32_t number);
 int fsd_number(plane *p, uint32_t export_number, const unsigned char *handle, uint32_t length, uint32_t number);
 int fsd_exchange(plane *p, uint32_t number, const char *path);

@@ -58,6 +58,8 @@ struct export {
     uint64_t mount_id;
     int root;    /* O_PATH, in a private copy of the mount where that is allowed */
     int mount;   /* the same, open for real, as open_by_handle_at(2) wants it; -1 where that is not allowed */
+    int userns;  /* while it is made: the user namespace whose mapping owners are shown through; 0 for none */
+    bool mapped; /* shown so */
     bool cloned; /* nothing can be mounted below root */
     bool live;
     atomic_bool gone; /* deleted: nothing but open files can be reached any more */

@@ -197,6 +197,7 @@ class Plane:
         sealed: bool = False,
         by_name: bool = False,
         owner: int = 0,
+        userns: int = 0,
     ) -> Export:
         """Show the directory ``path`` under a number; showing it again changes its flags.
 
@@ -206,12 +207,14 @@ class Plane:
             sealed: nothing in it may change before :meth:`exchange`; it has to be gated.
             by_name: reopen nodes by name, as without the privilege to use file handles.
             owner: whose removals :meth:`deny` can forbid.
+            userns: descriptor of a user namespace; what it maps from is on disk, what to is shown.
 
         Raises:
-            OSError: the directory cannot be opened, or the number is out of range.
+            OSError: the directory cannot be opened, or the number is out of range; ``EOPNOTSUPP`` where
+                owners cannot be mapped.
         """
         flags = read_only | frozen << 1 | by_name << 2 | gated << 3 | sealed << 4
-        node = _plane.lib.fsd_export(self._c, os.fsencode(path), number, flags, owner, 0)
+        node = _plane.lib.fsd_export(self._c, os.fsencode(path), number, flags, owner, userns)
         if node < 0:
             raise OSError(-node, os.strerror(-node), str(path))
         return Export(number=number, node=node)
