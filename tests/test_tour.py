@@ -154,12 +154,17 @@ def test_every_object_has_every_entry(tree):
 # -- other people's tools ----------------------------------------------------------------------
 
 PLACES = {
+    "root": ".",
+    "table": "containers",
     "image": f"images/{TOP}",
     "layer": f"images/{BASE}/layer/",
     "container": f"containers/{CONTAINER}",
+    "image rootfs": f"images/{TOP}/rootfs",
+    "snapshots": f"containers/{CONTAINER}/snapshots",
+    "trash": "trash",
     "control": "control",
 }
-READERS = {
+TOOLS = {
     "ls -lR --color": ["ls", "-lR", "--color=always"],
     "find": ["find", ".", "-ls"],
     "du": ["du", "-s"],
@@ -169,6 +174,14 @@ READERS = {
     "chmod -R": ["chmod", "-R", "0000"],
     "chown -R": ["chown", "-R", "12345"],
     "touch": ["touch"],
+    "sed -i": ["sh", "-c", "sed -i s/o/x/ $0/id $0/etc/hostname $0"],
+    "vim": ["sh", "-c", "for f in $0/id $0/etc/hostname; do vim -es -u NONE -c s/o/x/ -c wq -c q! $f; done"],
+    "mv": ["sh", "-c", "mv $0/id $0/changed; mv $0 $SCRATCH/moved"],
+    "cp": ["sh", "-c", "cp /etc/passwd $0/new"],
+    "cp -a": ["sh", "-c", "cp -a $0 $SCRATCH/copy"],
+    "rsync": ["sh", "-c", "rsync -a --exclude=events $0 $SCRATCH/rsync"],
+    "rsync --delete": ["sh", "-c", "mkdir -p $SCRATCH/empty && rsync -a --delete $SCRATCH/empty/ $0"],
+    "updatedb": ["sh", "-c", "updatedb -l 0 -o $SCRATCH/db -U $0"],
     "rm -r": ["rm", "-rf"],
     "find -delete": ["find", ".", "-delete"],
     "git": ["git", "init", "-q"],
@@ -176,18 +189,25 @@ READERS = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_tools_neither_hang_nor_lose_anything(tree, place):
+def test_tools_neither_hang_nor_lose_anything(tree, place, btrfs_dir):
     """Whatever a tool tries, every object and every byte below a ``rootfs`` is there afterwards."""
     container = tree.path / "containers" / CONTAINER
     rootfs = [tree.path / "images" / TOP / "rootfs", container / "rootfs"]
+    (container / "snapshots/kept").mkdir()
+    (tree.path / "containers/gone").mkdir()
+    (tree.path / "containers/gone").rmdir()
     before = [snapshot_tree(path) for path in rootfs]
     listed = _everything(tree)
-    for tool, argv in READERS.items():
-        if place == "container" and tool in ("chmod -R", "chown -R", "git"):
+    (btrfs_dir / "scratch").mkdir()
+    options = {"env": os.environ | {"SCRATCH": str(btrfs_dir / "scratch")}, "stdin": subprocess.DEVNULL}
+    for tool, argv in TOOLS.items():
+        if place in ("root", "table", "container") and tool in ("chmod -R", "chown -R", "git"):
             continue  # these may write there
+        if place in ("root", "control") and tool in ("mv", "cp -a"):
+            continue  # these wait for the next event
         where = tree.path / PLACES[place]
         target = [] if argv[0] == "find" else [f"{where}/"]
-        done = _run(*argv, *target, cwd=where if argv[0] == "find" else "/")
+        done = _run(*argv, *target, cwd=where if argv[0] == "find" else "/", **options)
         if tool in ("ls -lR --color", "find", "du", "df"):
             assert (done.returncode, done.stderr) == (0, ""), tool
         if tool in ("rm -r", "find -delete", "git", "chmod -R"):
@@ -197,7 +217,8 @@ def test_tools_neither_hang_nor_lose_anything(tree, place):
 
 
 def _everything(tree):
-    tables = ("images/localhost", "containers", "layers", "trash", "orphans")
+    snapshots = f"containers/{CONTAINER}/snapshots"
+    tables = ("images/localhost", "containers", "layers", "trash", "orphans", snapshots)
     found = {table: sorted(os.listdir(tree.path / table)) for table in tables}
     big_data = tree.path / "images" / TOP / "big-data"
     return found | {path.name: path.read_bytes() for path in big_data.iterdir()}
