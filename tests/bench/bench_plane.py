@@ -1,9 +1,14 @@
 """How fast the data plane is: the table beside native btrfs and fuse-overlayfs.
 
-Run with ``python -m tests.bench.bench_plane [ROW ...]``. Every row does the same on four sides in turn and
-compares what was found there; a difference fails the run. Columns are medians in seconds, and medians of
-the ratios of one round. Cold means that the kernel's caches were dropped before. Sizes come from
-``FSD_BENCH_ENTRIES`` and ``FSD_BENCH_MIB``, rounds from ``FSD_BENCH_RUNS``.
+Run with ``python -m tests.bench.bench_plane [ROW ...]``; a part of a row's name will do. Every row
+does the same on every side in turn and compares what was found there; a difference fails the run. Columns are
+medians in seconds, and medians of the ratios of one round. Cold means that the kernel's caches were dropped
+before. From the environment:
+
+- ``FSD_BENCH_ENTRIES``, ``FSD_BENCH_MIB``: sizes; ``FSD_BENCH_RUNS``: rounds;
+- ``FSD_BENCH_SIDES``: sides beside native, by commas;
+- ``FSD_BENCH_HOME``: a directory whose disk is made by the first run and kept for those that follow;
+- ``FSD_BENCH_OPS=1``: show what the plane was asked in the last round.
 """
 
 from __future__ import annotations
@@ -16,19 +21,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from collections import Counter
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.support import loops
 from tests.support.bigtree import build_big_tar
 from tests.support.rootfs_mount import RootfsMount
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 ENTRIES = int(os.environ.get("FSD_BENCH_ENTRIES", "100000"))
 MIB = int(os.environ.get("FSD_BENCH_MIB", "1024"))
 RUNS = int(os.environ.get("FSD_BENCH_RUNS", "3"))
-SIDES = ("native", "plane", "plane-rw", "no-passthrough", "fuse-overlayfs")
-CREATED = 20_000
+ALL = "image,container,no-passthrough,fuse-overlayfs"
+SIDES = ("native", *os.environ.get("FSD_BENCH_SIDES", ALL).split(","))
+OPS = os.environ.get("FSD_BENCH_OPS") == "1"
 _FIND = """find $T -printf '%y %s\\n' | awk '$1=="f"{s+=$2}{n++}END{print n,s}'"""
 _READ = "import sys\nf=open(sys.argv[1],'rb',buffering=0)\nn=0\nwhile d:=f.read(1<<20): n+=len(d)\nprint(n)"
 _WRITE = (
@@ -101,7 +112,7 @@ ROWS = (
 
 def prepare(work: Path) -> None:
     """What the writing rows work on, made natively and the same for every side."""
-    for side in SIDES:
+    for side in ("native", *ALL.split(",")):
         place = work / side
         (place / "new").mkdir(parents=True)
         shutil.copytree(Path(json.__file__).parents[1] / "asyncio", place / "py/asyncio")
@@ -134,31 +145,54 @@ def timed(command: str, tree: Path, work: Path, cold: bool) -> tuple[float, str]
     return seconds, done.stdout
 
 
-def measure(row: Row, sides: dict[str, tuple[Path, Path]]) -> bool:
+@dataclass(frozen=True)
+class Side:
+    """Where one side has the tree and the place to write; what serves it, if the plane does."""
+
+    tree: Path
+    work: Path
+    mount: RootfsMount | None = None
+
+
+def measure(row: Row, sides: dict[str, Side]) -> bool:
     """Print one line; whether every side found the same."""
-    times: dict[str, list[float]] = {side: [] for side in sides}
-    found: dict[str, set[str]] = {side: set() for side in sides}
-    if not row.cold:
-        for tree, work in sides.values():
-            timed(row.command, tree, work, False)
-    for _ in range(RUNS):
-        for side, (tree, work) in sides.items():
-            seconds, output = timed(row.command, tree, work, row.cold)
-            times[side].append(seconds)
-            found[side].add(output)
-    line = f"{row.name:24}"
-    for side in sides:
-        ratio = statistics.median(a / b for a, b in zip(times[side], times["native"], strict=True))
-        line += f" {statistics.median(times[side]):8.2f} {ratio:5.2f}x"
-    same = len(set.union(*found.values())) == 1
-    print(line, f"  <= {row.limit}", "" if same else f"  DIFFERENT: {found}", flush=True)
-    return same
+    sides = {name: side for name, side in sides.items() if not (row.writes and name == "image")}
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    found: set[str] = set()
+    asked: dict[str, str] = {}
+    for number in range(RUNS if row.cold else RUNS + 1):  # warm rows begin with one that does not count
+        for name, side in sides.items():
+            before = side.mount.operations() if OPS and side.mount else Counter[str]()
+            seconds, output = timed(row.command, side.tree, side.work, row.cold)
+            if number or row.cold:
+                times[name].append(seconds)
+            found.add(output)
+            if OPS and side.mount:
+                asked[name] = str(dict((side.mount.operations() - before).most_common()))
+    print(
+        f"{row.name:24}",
+        *(_cell(times, name) for name in ("native", *ALL.split(","))),
+        f"<= {row.limit}",
+        end="",
+    )
+    print("" if len(found) == 1 else f"  DIFFERENT: {found}", flush=True)
+    for name, operations in asked.items():
+        print(f"    {name}: {operations}")
+    return len(found) == 1
+
+
+def _cell(times: dict[str, list[float]], name: str) -> str:
+    if name not in times:
+        return f"{'-':>16}"
+    ratio = statistics.median(a / b for a, b in zip(times[name], times["native"], strict=True))
+    return f"{statistics.median(times[name]):9.3f} {ratio:5.2f}x"
 
 
 def overlay(stack: ExitStack, home: Path, tree: Path) -> Path:
     """A fuse-overlayfs mount over the tree."""
+    shutil.rmtree(home, ignore_errors=True)
     for name in ("upper", "workdir", "merged"):
-        (home / name).mkdir()
+        (home / name).mkdir(parents=True)
     where = home / "merged"
     options = f"lowerdir={tree},upperdir={home / 'upper'},workdir={home / 'workdir'}"
     subprocess.run(["fuse-overlayfs", "-o", options, where], check=True)
@@ -166,48 +200,80 @@ def overlay(stack: ExitStack, home: Path, tree: Path) -> Path:
     return where
 
 
-def mounts(stack: ExitStack, disk: Path, scratch: Path) -> dict[str, tuple[Path, Path]]:
-    """Where the tree and the place to write are on every side."""
-    tree, work = disk / "tree", disk / "work"
-    sides = {"native": (tree, work / "native")}
-    for side, passthrough in (("plane", True), ("no-passthrough", False)):
-        (scratch / side).mkdir()
-        views = {"ro": (tree, True), "rw": (tree, False), "work": (work, False)}
-        mount = RootfsMount(
-            scratch / side / "mnt",
-            views,
-            scratch / side / "scratch",
-            frozen=("ro",),
-            gated=False,
-            plane={"passthrough": passthrough},
-        )
-        stack.enter_context(mount)
-        sides[side] = (mount.path / "ro", mount.path / "work" / side)
-        if passthrough:
-            sides["plane-rw"] = (mount.path / "rw", mount.path / "work/plane-rw")
-    (disk / "overlay").mkdir()
-    merged = overlay(stack, disk / "overlay", disk)
-    sides["fuse-overlayfs"] = (merged / "tree", merged / "work/fuse-overlayfs")
+def served(stack: ExitStack, disk: Path, scratch: Path, name: str) -> RootfsMount:
+    """A mount of a plane of its own, so that sides share neither caches nor threads."""
+    scratch.mkdir()
+    views = {"tree": (disk / "tree", name != "container"), "work": (disk / "work", False)}
+    mount = RootfsMount(
+        scratch / "mnt",
+        views,
+        scratch / "scratch",
+        frozen=("tree",) if name != "container" else (),
+        gated=False,
+        plane={"passthrough": name != "no-passthrough"},
+    )
+    return stack.enter_context(mount)
+
+
+def make_sides(stack: ExitStack, disk: Path, scratch: Path) -> dict[str, Side]:
+    """Every side that is wanted, by name."""
+    sides = {"native": Side(disk / "tree", disk / "work/native")}
+    for name in SIDES[1:]:
+        if name == "fuse-overlayfs":
+            merged = overlay(stack, disk / "overlay", disk)
+            sides[name] = Side(merged / "tree", merged / "work" / name)
+        else:
+            mount = served(stack, disk, scratch / name, name)
+            sides[name] = Side(mount.path / "tree", mount.path / "work" / name, mount)
     return sides
+
+
+def fill(disk: Path, home: Path) -> None:
+    """Make what is measured."""
+    for name in ("tree", "work"):
+        subprocess.run(["btrfs", "-q", "subvolume", "create", disk / name], check=True)
+    build_big_tar(home / "tree.tar", ENTRIES)
+    subprocess.run(["tar", "-C", disk / "tree", "-xf", home / "tree.tar"], check=True)
+    (home / "tree.tar").unlink()
+    prepare(disk / "work")
+    (disk / "filled").touch()
+
+
+@contextmanager
+def bench_disk(home: Path) -> Iterator[Path]:
+    """The mounted btrfs, made when it is not there yet; kept only below ``FSD_BENCH_HOME``."""
+    kept = os.environ.get("FSD_BENCH_HOME")
+    if kept is None:
+        size = (12 + 8 * MIB // 1024) << 30
+        with loops.loop_mount(home, "bench", mkfs=("mkfs.btrfs", "-q"), size=size) as disk:
+            fill(disk, home)
+            yield disk
+        return
+    image, disk = Path(kept) / "bench.img", home / "bench"
+    if not image.exists():
+        image.parent.mkdir(exist_ok=True)
+        with image.open("wb") as file:
+            file.truncate((12 + 8 * MIB // 1024) << 30)
+        subprocess.run(["mkfs.btrfs", "-q", image], check=True)
+    disk.mkdir()
+    subprocess.run(["mount", "-o", "loop,noatime", image, disk], check=True)
+    try:
+        if not (disk / "filled").exists():
+            fill(disk, home)
+        yield disk
+    finally:
+        loops.unmount_below(disk)
 
 
 def main(names: list[str]) -> int:
     """Build, mount, measure; 1 when any side found something else."""
+    wanted = [row for row in ROWS if not names or any(name in row.name for name in names)]
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="fsd-bench-", dir="/var/tmp")))
-        disk = stack.enter_context(
-            loops.loop_mount(home, "bench", mkfs=("mkfs.btrfs", "-q"), size=(12 + 8 * MIB // 1024) << 30)
-        )
-        for name in ("tree", "work"):
-            subprocess.run(["btrfs", "-q", "subvolume", "create", disk / name], check=True)
-        count = build_big_tar(home / "tree.tar", ENTRIES)
-        subprocess.run(["tar", "-C", disk / "tree", "-xf", home / "tree.tar"], check=True)
-        (home / "tree.tar").unlink()
-        prepare(disk / "work")
-        sides = mounts(stack, disk, home)
-        print(f"{count} entries, {MIB} MiB, {RUNS} rounds, {os.cpu_count()} processors")
-        print(" " * 24, *(f"{side:>15}" for side in sides))
-        wanted = [row for row in ROWS if not names or any(name in row.name for name in names)]
+        disk = stack.enter_context(bench_disk(home))
+        sides = make_sides(stack, disk, home)
+        print(f"{RUNS} rounds, {os.cpu_count()} processors")
+        print(" " * 24, *(f"{name:>16}" for name in ("native", *ALL.split(","))), flush=True)
         results = [measure(row, sides) for row in wanted]
     return 0 if all(results) else 1
 

@@ -15,6 +15,8 @@ import signal
 import stat
 import subprocess
 import sys
+import time
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +34,30 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 STARTUP_SECONDS = 30
+OPCODES = {
+    1: "lookup",
+    2: "forget",
+    3: "getattr",
+    4: "setattr",
+    5: "readlink",
+    10: "unlink",
+    14: "open",
+    15: "read",
+    16: "write",
+    18: "release",
+    20: "fsync",
+    22: "getxattr",
+    23: "listxattr",
+    25: "flush",
+    27: "opendir",
+    28: "readdir",
+    29: "releasedir",
+    35: "create",
+    42: "batch_forget",
+    44: "readdirplus",
+    46: "lseek",
+}
+"""Names of the protocol's requests that are met often."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +142,20 @@ class RootfsMount:
         return [tuple(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
 
     def stats(self) -> dict[str, Any]:
-        """The plane's figures, and in "modes" how each view's nodes were reopened, once the mount ended."""
-        figures: dict[str, Any] = json.loads((self._scratch / "stats").read_text())
+        """The plane's figures, and in "modes" how each view's nodes were reopened: of now, or of its end."""
+        path = self._scratch / "stats"
+        if self.process.poll() is None:
+            path.unlink(missing_ok=True)
+            self.process.send_signal(signal.SIGUSR1)
+            while not path.exists() and self.process.poll() is None:
+                time.sleep(0.001)
+        figures: dict[str, Any] = json.loads(path.read_text())
         return figures
+
+    def operations(self) -> Counter[str]:
+        """How often the plane was asked for what, by names of the protocol."""
+        counts = self.stats()["operations"]
+        return Counter({OPCODES.get(int(code), code): count for code, count in counts.items()})
 
     def descriptors(self) -> int:
         """How many descriptors the daemon holds."""
@@ -150,7 +187,7 @@ class _Operations(pyfuse3.Operations):
 
     def __init__(self, setup: Setup, plane: Plane) -> None:
         super().__init__()
-        scratch = Path(setup.scratch)
+        self.scratch = scratch = Path(setup.scratch)
         self._refuse = scratch / "refuse"
         self._log = (scratch / "gates").open("a", buffering=1)
         self.exports = Exports(
@@ -216,10 +253,10 @@ class _Operations(pyfuse3.Operations):
         """Lookups of the root need no counting."""
 
 
-async def _serve(operations: _Operations, scratch: Path) -> None:
+async def _serve(operations: _Operations) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal)
-        await nursery.start(_write_stats_on_signal, operations.exports.plane, scratch)
+        await nursery.start(_write_stats_on_signal, operations)
         nursery.start_soon(operations.exports.serve)
         os.write(1, b"ready\n")
         await pyfuse3.main()
@@ -234,18 +271,19 @@ async def _stop_on_signal() -> None:
 
 
 async def _write_stats_on_signal(
-    plane: Plane, scratch: Path, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    operations: _Operations, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     with trio.open_signal_receiver(signal.SIGUSR1) as signals:
         task_status.started()
         async for _ in signals:
-            _write_stats(plane, scratch)
+            _write_stats(operations)
 
 
-def _write_stats(plane: Plane, scratch: Path) -> None:
-    new = scratch / "stats.new"
-    new.write_text(json.dumps(asdict(plane.stats())))
-    new.rename(scratch / "stats")
+def _write_stats(operations: _Operations) -> None:
+    figures = {**asdict(operations.exports.plane.stats()), "modes": operations.exports.modes()}
+    new = operations.scratch / "stats.new"
+    new.write_text(json.dumps(figures))
+    new.rename(operations.scratch / "stats")
 
 
 def main() -> None:
@@ -260,12 +298,11 @@ def main() -> None:
     operations = _Operations(setup, plane)
     pyfuse3.init(operations, plane.hand_over(), set())
     try:
-        trio.run(_serve, operations, Path(setup.scratch))
+        trio.run(_serve, operations)
     finally:
         unmount(Path(setup.mountpoint))
         pyfuse3.close(unmount=False)
-        figures = {**asdict(plane.stats()), "modes": operations.exports.modes()}
-        (Path(setup.scratch) / "stats").write_text(json.dumps(figures))
+        _write_stats(operations)
         plane.stop()
 
 
