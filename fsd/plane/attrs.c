@@ -25,7 +25,8 @@ int do_getattr(struct request *r) {
     struct statx info;
     if (!node)
         return -ESTALE;
-    struct file *file = in && in->getattr_flags & FUSE_GETATTR_FH ? file_get(r->plane, in->fh) : NULL;
+    bool by_file = in && in->getattr_flags & FUSE_GETATTR_FH && !(node->tree->export->flags & FSD_FROZEN);
+    struct file *file = by_file ? file_get(r->plane, in->fh) : NULL;
     int result = file ? stat_fd(file->fd, &info) : stat_node(r, node, &info);
     if (file)
         file_put(r->plane, file);

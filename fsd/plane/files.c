@@ -4,7 +4,9 @@
 
 #include <sys/ioctl.h>
 
-#define SMALL (256 << 10) /* files up to this size do better in the page cache of the mount */
+#define SMALL (256 << 10)  /* files up to this size do better in the page cache of the mount */
+#define STORED (128 << 10) /* and up to this size they get there at once when they are opened */
+#define UNOPENED (-1)
 #define FH_INDEX 0xffffffffULL
 #define GENERATION_MASK 0x1fffffff
 
@@ -44,7 +46,8 @@ static uint64_t file_add(struct plane *p, struct node *node, int fd, uint32_t fl
     if (!file)
         return 0;
     node_hold(node);
-    *file = (struct file){.node = node, .fd = fd, .flags = flags};
+    *file = (struct file){.node = node, .flags = flags};
+    atomic_init(&file->fd, fd);
     atomic_init(&file->refs, 1);
     pthread_mutex_lock(&p->files_lock);
     int64_t at = free_index(p);
@@ -70,13 +73,25 @@ static struct file *at_handle(struct plane *p, uint64_t fh) {
     return file && fh_of(file, at) == fh ? file : NULL;
 }
 
+/* Open what was answered without opening it; whoever comes second closes his. */
+static bool open_late(struct plane *p, struct file *file) {
+    int none = UNOPENED, fd = node_open(p, file->node, O_RDONLY | O_NONBLOCK);
+    if (fd >= 0 && !atomic_compare_exchange_strong(&file->fd, &none, fd))
+        close(fd);
+    return fd >= 0;
+}
+
+/* An open file for the length of a request; give it back with file_put. */
 struct file *file_get(struct plane *p, uint64_t fh) {
     pthread_mutex_lock(&p->files_lock);
     struct file *file = at_handle(p, fh);
     if (file)
         atomic_fetch_add(&file->refs, 1);
     pthread_mutex_unlock(&p->files_lock);
-    return file;
+    if (!file || file->fd != UNOPENED || open_late(p, file))
+        return file;
+    file_put(p, file);
+    return NULL;
 }
 
 static void close_backing(struct plane *p, int32_t backing) {
@@ -112,7 +127,8 @@ void file_put(struct plane *p, struct file *file) {
     if (atomic_fetch_sub(&file->refs, 1) != 1)
         return;
     leave_mode(p, file);
-    close(file->fd);
+    if (file->fd != UNOPENED)
+        close(file->fd);
     node_put(p, file->node);
     free(file);
     atomic_fetch_sub(&p->open_files, 1);
@@ -140,10 +156,10 @@ void files_free(struct plane *p) {
 
 /* -- modes ---------------------------------------------------------------------------------------- */
 
-/* Whether data that was read once may be served from the cache of the mount: nobody else changes it. */
-static bool prefers_cache(const struct node *node, uint32_t flags, const struct statx *info) {
-    return node->tree->export->flags & FSD_FROZEN && info->stx_size <= SMALL &&
-           (flags & O_ACCMODE) == O_RDONLY;
+/* Whether data that was read once may be served from the cache of the mount: nobody changes it. */
+static bool reads_frozen(const struct node *node, uint32_t flags) {
+    return (node->tree->export->flags & (FSD_FROZEN | FSD_SEALED)) == FSD_FROZEN &&
+           (flags & O_ACCMODE) == O_RDONLY && !(flags & O_TRUNC);
 }
 
 static int32_t open_backing(struct request *r, int fd) {
@@ -162,10 +178,9 @@ static struct data_state *data_of(struct node *node) {
 }
 
 /* Choose the mode of a new open file, the same as that of the inode's other open files. */
-static void enter_mode(struct request *r, struct file *file, const struct statx *info,
-                       struct plane_open_out *out) {
+static void enter_mode(struct request *r, struct file *file, bool prefers_cache, struct plane_open_out *out) {
     struct node *node = file->node;
-    bool may = atomic_load(&r->plane->passthrough) && !prefers_cache(node, file->flags, info) &&
+    bool may = atomic_load(&r->plane->passthrough) && !prefers_cache &&
                !(node->tree->export->flags & FSD_SEALED); /* such a file can be reopened elsewhere */
     pthread_mutex_lock(node_lock(r->plane, node));
     struct data_state *data = data_of(node);
@@ -199,28 +214,86 @@ static bool appends_only(uint32_t flags) {
     return flags & O_APPEND && (flags & O_ACCMODE) == O_WRONLY;
 }
 
+/* -- small files nobody changes -------------------------------------------------------------------- */
+
+/* Put a file's data into the kernel's cache, so that reading it asks nothing and its attributes stay known
+   (the kernel drops the access time after a read it had to ask for). */
+static void store(struct request *r, struct node *node, int fd, size_t size) {
+    struct fuse_out_header *header = (struct fuse_out_header *)r->worker->output;
+    struct fuse_notify_store_out *what = (struct fuse_notify_store_out *)(header + 1);
+    ssize_t got = pread(fd, what + 1, size, 0);
+    if (got != (ssize_t)size)
+        return;
+    *what = (struct fuse_notify_store_out){.nodeid = node->id, .size = (uint32_t)size};
+    *header = (struct fuse_out_header){.len = (uint32_t)(sizeof *header + sizeof *what + size),
+                                       .error = FUSE_NOTIFY_STORE};
+    while (write(r->plane->device, header, header->len) < 0 && errno == EINTR)
+        ; /* any other error: it will be read by request */
+}
+
+/* The first to open a small file stores its data; whoever comes meanwhile waits for that. Storing waits
+   for pages that are being read, and readers wait for us: so not while anybody else has the file open,
+   and nobody learns of the file before its data is stored. */
+static void store_once(struct request *r, struct file *file, size_t size) {
+    struct node *node = file->node;
+    pthread_mutex_lock(node_store_lock(r->plane, node));
+    pthread_mutex_lock(node_lock(r->plane, node));
+    bool alone = !node->settled && node->data && node->data->cached == 1;
+    pthread_mutex_unlock(node_lock(r->plane, node));
+    if (alone && size && size <= STORED)
+        store(r, node, file->fd, size);
+    node->settled = true;
+    pthread_mutex_unlock(node_store_lock(r->plane, node));
+}
+
+/* Answer an open without opening: the kernel has the data, and asks when it lost it. */
+static int open_unopened(struct request *r, struct node *node, uint32_t flags) {
+    struct plane_open_out *out = (struct plane_open_out *)r->out;
+    struct file *file = NULL;
+    memset(out, 0, sizeof *out);
+    out->fh = file_add(r->plane, node, UNOPENED, flags, &file);
+    if (!out->fh)
+        return -ENOMEM;
+    out->open_flags = FOPEN_NOFLUSH | FOPEN_KEEP_CACHE;
+    enter_mode(r, file, true, out);
+    return sizeof *out;
+}
+
+/* -- opening --------------------------------------------------------------------------------------- */
+
+static void set_cache_flags(struct request *r, struct file *file, const struct statx *info,
+                            struct plane_open_out *out) {
+    struct node *node = file->node;
+    uint64_t state = state_of(info);
+    pthread_mutex_lock(node_lock(r->plane, node));
+    bool known = node->seen == state || (node->settled && reads_frozen(node, file->flags));
+    if (file->cached && known) /* the kernel refuses it with passthrough */
+        out->open_flags |= FOPEN_KEEP_CACHE;
+    node->seen = state;
+    pthread_mutex_unlock(node_lock(r->plane, node));
+}
+
 /* Take over the descriptor of a file just opened, and fill in the answer. */
 int file_opened(struct request *r, struct node *node, int fd, uint32_t flags, const struct statx *info,
                 struct plane_open_out *out) {
     struct file *file = NULL;
-    memset(out, 0, sizeof *out);
-    out->fh = file_add(r->plane, node, fd, flags, &file);
-    if (!out->fh) {
+    bool settles = reads_frozen(node, flags) && info->stx_size <= SMALL;
+    uint64_t fh = file_add(r->plane, node, fd, flags, &file);
+    if (!fh) {
         close(fd);
         return -ENOMEM;
     }
-    out->open_flags = FOPEN_NOFLUSH;
-    enter_mode(r, file, info, out);
+    *out = (struct plane_open_out){.fh = fh, .open_flags = FOPEN_NOFLUSH};
+    enter_mode(r, file, settles, out);
+    if (settles && file->cached) {
+        store_once(r, file, info->stx_size);
+        *out = (struct plane_open_out){.fh = fh, .open_flags = FOPEN_NOFLUSH}; /* the room was used */
+    }
     if (!file->passed && appends_only(flags)) {
         fcntl(fd, F_SETFL, O_APPEND);
         out->open_flags |= FOPEN_DIRECT_IO;
     }
-    uint64_t state = state_of(info);
-    pthread_mutex_lock(node_lock(r->plane, node));
-    if (node->seen == state && file->cached) /* the kernel refuses it together with passthrough */
-        out->open_flags |= FOPEN_KEEP_CACHE;
-    node->seen = state;
-    pthread_mutex_unlock(node_lock(r->plane, node));
+    set_cache_flags(r, file, info, out);
     return sizeof *out;
 }
 
@@ -253,7 +326,9 @@ int do_open(struct request *r) {
         result = -EINVAL;
     else if ((in->flags & O_ACCMODE) != O_RDONLY || in->flags & O_TRUNC)
         result = gate_node(r, node);
-    if (!result)
+    if (!result && node->settled && node->tree->export->live && reads_frozen(node, in->flags))
+        result = open_unopened(r, node, in->flags);
+    else if (!result)
         result = open_node(r, node, in->flags);
     node_put(r->plane, node);
     return result;

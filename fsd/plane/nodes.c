@@ -17,11 +17,17 @@ pthread_mutex_t *node_lock(struct plane *p, const struct node *node) {
     return &shard_of(p, node->id)->lock;
 }
 
+/* Held while a node's data is stored in the kernel's cache; never taken with node_lock held. */
+pthread_mutex_t *node_store_lock(struct plane *p, const struct node *node) {
+    return &shard_of(p, node->id)->storing;
+}
+
 int nodes_init(struct plane *p) {
     pthread_mutex_init(&p->parents_lock, NULL);
     for (int i = 0; i < SHARDS; i++) {
         struct shard *shard = &p->shards[i];
         pthread_mutex_init(&shard->lock, NULL);
+        pthread_mutex_init(&shard->storing, NULL);
         shard->size = FIRST_SIZE;
         shard->buckets = calloc(shard->size, sizeof *shard->buckets);
         if (!shard->buckets)
@@ -331,6 +337,7 @@ static void free_tables(struct plane *p) {
         free(p->shards[i].buckets);
         p->shards[i].buckets = NULL;
         pthread_mutex_destroy(&p->shards[i].lock);
+        pthread_mutex_destroy(&p->shards[i].storing);
     }
 }
 

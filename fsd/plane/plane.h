@@ -106,10 +106,11 @@ struct node {
     bool by_name; /* has a parent */
     bool root;     /* of an export */
     bool detached; /* no longer in the table */
+    atomic_bool settled; /* a small file nobody changes, opened before: its data was stored */
 };
 
 struct shard {
-    pthread_mutex_t lock;
+    pthread_mutex_t lock, storing;
     struct node **buckets;
     size_t size, count;
 };
@@ -130,7 +131,7 @@ struct fdref {
 
 struct file {
     struct node *node;
-    int fd;
+    atomic_int fd; /* -1 as long as nobody needed it */
     uint32_t flags;
     uint32_t generation;
     atomic_uint refs;
@@ -264,6 +265,7 @@ void node_pin(struct plane *p, struct node *node, int fd);
 void nodes_unpin(struct plane *p, const struct export *ex);
 uint64_t tree_id(const struct tree *tree, uint64_t inode);
 pthread_mutex_t *node_lock(struct plane *p, const struct node *node);
+pthread_mutex_t *node_store_lock(struct plane *p, const struct node *node);
 
 /* fds.c */
 int fds_init(struct plane *p, int descriptors);

@@ -196,7 +196,7 @@ def overlay(stack: ExitStack, home: Path, tree: Path) -> Path:
     where = home / "merged"
     options = f"lowerdir={tree},upperdir={home / 'upper'},workdir={home / 'workdir'}"
     subprocess.run(["fuse-overlayfs", "-o", options, where], check=True)
-    stack.callback(subprocess.run, ["umount", "-l", where], check=False)
+    stack.callback(lambda: subprocess.run(["umount", "-l", where], check=False))
     return where
 
 
