@@ -1,11 +1,9 @@
-/* The threads that read requests. One of them at a time asks again and again instead of sleeping,
+/* The threads that read requests. The one whose turn it is (turns.c) asks again and again before it sleeps,
    because a wake-up costs more than most answers; how long depends on how often it was worth it. */
 #include "plane.h"
 
 #include <poll.h>
 #include <signal.h>
-#include <sys/epoll.h>
-#include <sys/eventfd.h>
 
 #define SPIN_MIN 40
 
@@ -175,16 +173,12 @@ static ssize_t read_request(struct worker *w) {
     return -1; /* ENODEV: unmounted; ECONNABORTED; a closed socket */
 }
 
-/* Ask again for a while. Only one thread does, so that the others sleep. */
+/* Ask again for a while. */
 static ssize_t spin(struct worker *w) {
     struct plane *p = w->plane;
-    int nobody = 0;
     ssize_t got = 0;
-    if (!w->spin || !atomic_compare_exchange_strong(&p->spinner, &nobody, 1))
-        return 0;
     for (int tries = 0; tries < w->spin && !got; tries++)
         got = read_request(w);
-    atomic_store(&p->spinner, 0);
     if (got > 0)
         w->spin = w->spin * 2 < p->spin_max ? w->spin * 2 : p->spin_max;
     else
@@ -193,16 +187,22 @@ static ssize_t spin(struct worker *w) {
     return got;
 }
 
+/* Sleep until there may be a request; false when the plane stops. */
+static bool sleep_for_request(struct worker *w) {
+    struct pollfd wait[] = {{w->plane->device, POLLIN, 0}, {w->plane->stop_fd, POLLIN, 0}};
+    atomic_fetch_add(&w->plane->polls, 1);
+    turn_sleeps(w, true);
+    int found = poll(wait, 2, -1);
+    turn_sleeps(w, false);
+    return (found >= 0 || errno == EINTR) && !wait[1].revents;
+}
+
 static ssize_t next_request(struct worker *w) {
-    struct epoll_event event;
     ssize_t got = read_request(w);
-    if (!got)
+    if (!got && w->spin)
         got = spin(w);
     while (!got && !w->plane->stopping) {
-        atomic_fetch_add(&w->plane->polls, 1);
-        if (epoll_wait(w->epoll, &event, 1, -1) < 0 && errno != EINTR)
-            return -1;
-        if (event.data.fd == w->plane->stop_fd)
+        if (!sleep_for_request(w))
             return -1;
         got = read_request(w);
     }
@@ -210,16 +210,10 @@ static ssize_t next_request(struct worker *w) {
 }
 
 static int worker_init(struct worker *w, struct plane *p) {
-    struct epoll_event device = {.events = EPOLLIN | EPOLLEXCLUSIVE, .data.fd = p->device};
-    struct epoll_event stop = {.events = EPOLLIN, .data.fd = p->stop_fd};
     *w = (struct worker){.plane = p, .spin = p->spin_max};
     w->input = aligned_alloc(4096, BUFFER_SIZE);
     w->output = aligned_alloc(4096, BUFFER_SIZE);
-    w->epoll = epoll_create1(EPOLL_CLOEXEC);
-    if (!w->input || !w->output || w->epoll < 0)
-        return -1;
-    if (epoll_ctl(w->epoll, EPOLL_CTL_ADD, p->device, &device) ||
-        epoll_ctl(w->epoll, EPOLL_CTL_ADD, p->stop_fd, &stop))
+    if (!w->input || !w->output)
         return -1;
     creds_start(w);
     return 0;
@@ -228,8 +222,6 @@ static int worker_init(struct worker *w, struct plane *p) {
 static void worker_free(struct worker *w) {
     free(w->input);
     free(w->output);
-    if (w->epoll >= 0)
-        close(w->epoll);
 }
 
 /* The mount is gone: tell Python once. */
@@ -240,17 +232,30 @@ void plane_ended(struct plane *p) {
         event_push(p, &event);
 }
 
+/* Answer requests as long as it is this thread's turn; false when the mount is gone. */
+static bool serve_turn(struct worker *w) {
+    while (turn_is(w) && !w->plane->stopping) {
+        ssize_t length = next_request(w);
+        if (length < 0)
+            return false;
+        if (!length)
+            continue;
+        atomic_fetch_add(&w->plane->requests, 1);
+        atomic_store(&w->handling, true);
+        handle_request(w, w->input, (size_t)length, false);
+        atomic_store(&w->handling, false);
+        atomic_fetch_add(&w->handled, 1);
+    }
+    return true;
+}
+
 static void *reader_main(void *argument) {
     struct worker w;
     struct plane *p = argument;
-    ssize_t length = -1;
     if (!worker_init(&w, p))
-        while (!p->stopping && (length = next_request(&w)) >= 0) {
-            if (!length)
-                continue;
-            atomic_fetch_add(&p->requests, 1);
-            handle_request(&w, w.input, (size_t)length, false);
-        }
+        while (turn_take(&w) && serve_turn(&w))
+            ;
+    turn_leave(&w);
     worker_free(&w);
     plane_ended(p);
     return NULL;
@@ -278,7 +283,7 @@ static int start_one(struct plane *p, void *(*main)(void *)) {
 int loop_start(struct plane *p) {
     sigset_t all, before;
     int error = 0;
-    p->workers = calloc((size_t)p->threads + 2, sizeof *p->workers);
+    p->workers = calloc((size_t)p->threads + 3, sizeof *p->workers);
     if (!p->workers)
         return -ENOMEM;
     sigfillset(&all);
@@ -289,6 +294,8 @@ int loop_start(struct plane *p) {
         error = start_one(p, runner_main);
     if (!error)
         error = start_one(p, notifier_main);
+    if (!error)
+        error = start_one(p, watchman_main);
     if (!error)
         error = -pthread_create(&p->pump, NULL, pump_main, p);
     p->pump_started = !error;
@@ -303,6 +310,7 @@ void loop_stop(struct plane *p) {
     pthread_cond_broadcast(&p->runnable_wake);
     pthread_mutex_unlock(&p->park_lock);
     notify_wake(p);
+    turns_stop(p);
     if (write(p->stop_fd, &many, sizeof many) < 0)
         return;
     for (int i = 0; i < p->started; i++)

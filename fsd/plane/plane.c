@@ -36,6 +36,7 @@ static int init(struct plane *p, const fsd_settings *settings) {
     pthread_mutex_init(&p->pending_lock, NULL);
     pthread_mutex_init(&p->queue_lock, NULL);
     notify_init(p);
+    turns_init(p);
     if (!error)
         error = nodes_init(p);
     if (!error)
@@ -62,6 +63,7 @@ static void release(struct plane *p) {
     fds_free(p);
     forward_free(p);
     notify_free(p);
+    turns_free(p);
     park_free(p);
     pthread_rwlock_destroy(&p->exports_lock);
     close(p->event_fd);

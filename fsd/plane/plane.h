@@ -219,7 +219,10 @@ struct plane {
     uint32_t prefetch_head, prefetch_tail;
     pthread_t *prefetchers;
     int prefetcher_count;
-    atomic_int spinner;
+    pthread_mutex_t turn_lock;
+    pthread_cond_t turn_free, watch_wake;
+    struct worker *_Atomic reader; /* whose turn it is */
+    atomic_bool watch_asleep;
     uint32_t minor, kernel_minor, max_pages;
     uint64_t offered;
     atomic_ulong requests, forwarded, parked_total, refused, node_count, open_files, backings, pinned, polls,
@@ -241,8 +244,9 @@ struct request {
 struct worker {
     struct plane *plane;
     unsigned char *input, *output;
-    int epoll;
     int spin;
+    atomic_bool asleep, handling;
+    atomic_ulong handled;
     uint32_t fs_uid, fs_gid, mask;
     bool fsetid;
     uint32_t effective[2], permitted[2], inheritable[2];
@@ -345,6 +349,16 @@ int loop_start(struct plane *p);
 void loop_stop(struct plane *p);
 void plane_ended(struct plane *p);
 void handle_request(struct worker *w, unsigned char *message, size_t length, bool passed_gate);
+
+/* turns.c */
+void turns_init(struct plane *p);
+void turns_stop(struct plane *p);
+void turns_free(struct plane *p);
+bool turn_is(const struct worker *w);
+bool turn_take(struct worker *w);
+void turn_leave(struct worker *w);
+void turn_sleeps(struct worker *w, bool sleeps);
+void *watchman_main(void *argument);
 
 /* forward.c */
 void forward(struct plane *p, const void *message, size_t length);
