@@ -72,11 +72,20 @@ def _already_up(args: argparse.Namespace, running: runfile.Running) -> int:
     wanted = real_mountpoint(args.mountpoint) if args.mountpoint else running.mountpoint
     if wanted != running.mountpoint:
         raise runfile.AlreadyUp(f"fsd is already up at {running.mountpoint} (pid {running.pid})")
-    if not mounts.answers(running.mountpoint / "control"):
+    if not _answers(running):
         raise MountError(
             f"fsd is up at {running.mountpoint} but does not answer: fsd down --force, then fsd up"
         )
     return _say_up(args, running.mountpoint)
+
+
+def _answers(running: runfile.Running) -> bool:
+    """Whether a daemon answers; one that has just been started, perhaps by somebody else, has time for it."""
+    while not mounts.answers(running.mountpoint / "control"):
+        if time.time() - running.started > START_SECONDS or not running.alive:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _say_up(args: argparse.Namespace, mountpoint: Path) -> int:

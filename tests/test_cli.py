@@ -18,6 +18,7 @@ from fsd.pool import Pool
 from tests.support import loops
 from tests.support.daemon import fsd, fsd_argv, fsd_env, running
 from tests.support.features import require
+from tests.support.filled import eventually
 from tests.support.tools import StoreDirs
 
 
@@ -364,3 +365,20 @@ def test_busybox_example_makes_an_image_podman_runs(store_dirs, podman):
     ).stdout
     fsd(store_dirs, "import", "-", "localhost/busybox:latest", input=archive)
     assert "BusyBox" in podman("run", "--rm", "busybox", "busybox").stdout
+
+
+def test_up_waits_for_a_daemon_that_somebody_else_is_starting(small, point):
+    """On a busy machine the second of two found the first one's mount before it answered, and gave up."""
+    starting = subprocess.Popen(fsd_argv(small, "up", "--foreground", point), env=fsd_env())
+    try:
+        assert eventually(lambda: runfile.read(small.runroot) is not None, 60)
+        starting.send_signal(signal.SIGSTOP)
+        second = subprocess.Popen(fsd_argv(small, "up", point), env=fsd_env())
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.wait(2)
+        starting.send_signal(signal.SIGCONT)
+        assert second.wait(90) == 0
+    finally:
+        starting.send_signal(signal.SIGCONT)
+        fsd(small, "down")
+        starting.wait(60)
