@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import threading
 import traceback
@@ -32,11 +33,19 @@ def _podman_round(podman: Tool, number: int) -> int:
     podman("mount", name)
     podman("umount", name)
     podman("tag", IMAGE, f"localhost/{name}:1")
-    podman("ps", "-a", "--external")
+    _list_external(podman)
     podman("images")
     podman("untag", IMAGE, f"localhost/{name}:1")
     podman("rm", name)
     return 8
+
+
+def _list_external(podman: Tool) -> None:
+    """``podman ps --external``, which fails where a container it has just listed is removed meanwhile."""
+    while (done := podman("ps", "-a", "--external", check=False)).returncode:
+        missing = re.search(r"for container ([0-9a-f]{64}): container not known", done.stderr)
+        assert missing, done.stderr
+        assert missing[1] not in podman("ps", "-aq", "--external", "--no-trunc", check=False).stdout
 
 
 def _fsd_round(tree: Path, number: int) -> int:
