@@ -174,7 +174,13 @@ def run_prune(subject: Subject, value: str, append: bool) -> Callable[[], object
     if not token:
         return _nothing
     subject.site.prune.check(token)
-    return functools.partial(subject.site.prune.run, token)
+    return functools.partial(_run_prune, subject.site, token)
+
+
+def _run_prune(site: Site, token: str) -> None:
+    outcome = site.prune.run(token)
+    spared = [f"{item.kind.value} {item.name or item.id}: {why}" for item, why in outcome.spared]
+    site.events.emit("prune", "run", token, removed=len(outcome.removed), spared=spared)
 
 
 def set_pinned(subject: ImageSubject | ContainerSubject, pinned: bool) -> None:

@@ -146,7 +146,13 @@ def test_prune_removes_what_its_preview_listed_and_no_more(tree, podman):
     (token,) = re.findall(r"^token: (\S+)$", preview, re.MULTILINE)
     assert "dangling-images" in preview
     images = len(os.listdir(tree.path / "images"))
-    write(control / "run", token)
+    with open(tree.path / "control/events", "rb", buffering=0) as events:
+        write(control / "run", token)
+        found = b""
+        while b'"prune"' not in found:
+            found += events.read(1 << 16)
+    (told,) = [event for event in map(json.loads, found.splitlines()) if event["table"] == "prune"]
+    assert (told["removed"], told["spared"]) == (1, [])
     assert len(os.listdir(tree.path / "images")) == images - 1
     assert podman("image", "exists", BASE).returncode == 0
     assert errname_of(write, control / "run", token) == "ENOENT"
