@@ -14,6 +14,7 @@ import trio
 from fsd.live import TABLES
 from fsd.tables import directory_key
 from fsd.watch import Watch
+from store.timer import ON_WRITE
 from store.watching import differing
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ MEASURE_SECONDS = 2.0
 """How often what stats asked for is measured; the budget of ``fsd.diffs`` bounds what that costs."""
 SWEEP_SECONDS = 2.0
 """How long what was deleted stays open in a view at most; a look takes a few microseconds a view."""
+CHOICE_SECONDS = 2.0
+"""How often it is looked whether another process chose what the first write of a burst does."""
 SIZE_SECONDS, SIZE_BUDGET = 10.0, 0.5
 """How often sizes are measured, and for how many seconds then."""
 REAP_SECONDS = 3600.0
@@ -48,6 +51,7 @@ async def follow(site: Site, inodes: Inodes, views: Views) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_follow_tables, site, inodes)
         nursery.start_soon(_sweep_views, views)
+        nursery.start_soon(_follow_choices, site)
         nursery.start_soon(_every, MEASURE_SECONDS, site.diffs.measure_wanted)
         nursery.start_soon(_every, SIZE_SECONDS, functools.partial(site.sizes.refresh, SIZE_BUDGET))
         if site.history.supported:
@@ -130,6 +134,24 @@ def _changed_listings(before: Now, now: Now) -> Iterator[tuple[Table, str, list[
             gone = [name for name in was if name not in is_]
             if moved or gone or list(was) != list(is_):
                 yield table, directory, list(dict.fromkeys(moved + gone))
+
+
+async def _follow_choices(site: Site) -> None:
+    """Let a container's ``on-write`` be in force that another process chose (``fsd on-write``)."""
+    read = functools.partial(site.history.state.settings_of, ON_WRITE)
+    before = await trio.to_thread.run_sync(read)
+    while True:
+        await trio.sleep(CHOICE_SECONDS)
+        try:
+            now = await trio.to_thread.run_sync(read)
+        except OSError:
+            log.exception("the choices of on-write cannot be read; the next look comes in a moment")
+            continue
+        for obj in before.keys() | now.keys():
+            if before.get(obj) != now.get(obj):
+                choice = now.get(obj, site.settings.on_write.containers)
+                site.configure_bursts(obj.removeprefix("containers/"), choice)
+        before = now
 
 
 async def _every(seconds: float, work: Callable[[], object]) -> None:

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import subprocess
+import time
 
 import pytest
 
@@ -420,6 +421,22 @@ def test_tables_have_colour_and_imports_a_bar_on_a_terminal_only(dirs, rootfs_ta
     assert (code, "importing" in shown) == (0, True)
     assert on_terminal(dirs, "export", "small:1")[1] == 2
     fsd(dirs, "untag", "bar:1")
+
+
+def test_on_write_chosen_beside_a_daemon_is_in_force_soon(dirs, home):
+    require("fuse")
+    with running(dirs, home / "mnt2") as daemon:
+        for attempt in range(
+            6
+        ):  # each with a container that was never written, since one snapshot is for long
+            name = f"quiet{attempt}"
+            fsd(dirs, "create", name, "small:1")
+            fsd(dirs, "on-write", name, "none")
+            time.sleep(1 + attempt)
+            (daemon / f"containers/{name}/rootfs/etc/hostname").write_text("x\n")
+            if not os.listdir(daemon / f"containers/{name}/snapshots"):
+                return
+        raise AssertionError("the daemon never noticed the choice")
 
 
 def test_verbs_beside_a_daemon_show_in_its_tree(dirs, home):
