@@ -310,6 +310,21 @@ def test_nodes_are_reopened_by_the_cheapest_way_there_is(
     assert mount.stats()["modes"] == dict.fromkeys(views, mode)
 
 
+def test_without_the_privilege_for_passthrough_data_goes_by_request(
+    btrfs_dir: Path, tmp_path: Path, require: Callable[[str], None]
+) -> None:
+    require("fuse")
+    (subvolume(btrfs_dir / "c") / "f").write_bytes(b"f" * 1_000_000)
+    views = {"c": (btrfs_dir / "c", False)}
+    with RootfsMount(tmp_path / "mnt", views, tmp_path / "s", administrator=False) as mount:
+        assert (mount.path / "c/f").read_bytes() == b"f" * 1_000_000
+        (mount.path / "c/g").write_bytes(b"g" * 1_000_000)
+        assert (btrfs_dir / "c/g").read_bytes() == b"g" * 1_000_000
+    stats = mount.stats()
+    assert not stats["passthrough"]
+    assert {"15", "16"} <= stats["operations"].keys()  # FUSE_READ and FUSE_WRITE
+
+
 def test_scale_30000_files_need_few_descriptors(btrfs_dir: Path, serve: Callable[..., RootfsMount]) -> None:
     entries = make_many(subvolume(btrfs_dir / "c"), 1500, 20)
     mount = serve({"c": "c", "r": "c"}, read_only=("r",), nofile=1024)

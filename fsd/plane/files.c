@@ -168,6 +168,8 @@ static int32_t open_backing(struct request *r, int fd) {
     int id = ioctl(r->plane->device, FUSE_DEV_IOC_BACKING_OPEN, &map);
     if (id > 0)
         atomic_fetch_add(&r->plane->backings, 1);
+    else if (errno == EPERM) /* privileged in a user namespace only */
+        atomic_store(&r->plane->passthrough, false);
     return id;
 }
 

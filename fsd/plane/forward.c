@@ -2,9 +2,11 @@
    corrected where they show an export's root or negotiate what the plane can do. */
 #include "plane.h"
 
+#include <linux/capability.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define SPLICING (FUSE_SPLICE_WRITE | FUSE_SPLICE_MOVE | FUSE_SPLICE_READ)
@@ -179,6 +181,13 @@ static void correct_listing(struct plane *p, unsigned char *data, size_t length)
 #define NEVER (FUSE_WRITEBACK_CACHE | FUSE_READDIRPLUS_AUTO | FUSE_NO_OPEN_SUPPORT | FUSE_NO_OPENDIR_SUPPORT | \
                FUSE_POSIX_LOCKS | FUSE_FLOCK_LOCKS | SPLICING | FUSE_EXPLICIT_INVAL_DATA)
 
+/* The kernel takes real files to read and write from nobody without CAP_SYS_ADMIN. */
+static bool may_pass_files(void) {
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[2] = {0};
+    return !syscall(SYS_capget, &header, data) && data[0].effective & 1u << CAP_SYS_ADMIN;
+}
+
 /* Put what the plane can do into the answer to INIT, as far as the kernel offered it. */
 static size_t correct_init(struct plane *p, unsigned char *message, size_t length) {
     struct fuse_out_header *header = (struct fuse_out_header *)message;
@@ -187,7 +196,7 @@ static size_t correct_init(struct plane *p, unsigned char *message, size_t lengt
         return length;
     memset(message + length, 0, length < sizeof *header + sizeof *out ? sizeof *header + sizeof *out - length : 0);
     uint64_t offered = p->offered;
-    bool passes = p->want_passthrough && offered & FUSE_PASSTHROUGH && p->kernel_minor >= PLANE_MINOR;
+    bool passes = p->want_passthrough && offered & FUSE_PASSTHROUGH && p->kernel_minor >= PLANE_MINOR && may_pass_files();
     out->minor = p->kernel_minor < PLANE_MINOR ? p->kernel_minor : PLANE_MINOR;
     out->flags = (uint32_t)((out->flags | ALWAYS) & offered & ~(uint64_t)NEVER);
     out->flags2 = passes ? (uint32_t)(FUSE_PASSTHROUGH >> 32) : 0;

@@ -26,6 +26,7 @@ import trio
 
 from fsd.exports import Exports, View
 from fsd.plane import Plane, mount, unmount
+from tests.support import syscalls
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -75,6 +76,7 @@ class Setup:
     plane: dict[str, Any] = field(default_factory=dict)
     frozen: tuple[str, ...] = ()
     gated: bool = True
+    administrator: bool = True  # serve with CAP_SYS_ADMIN
 
 
 class RootfsMount:
@@ -294,12 +296,15 @@ def main() -> None:
     if setup.nofile:
         resource.setrlimit(resource.RLIMIT_NOFILE, (setup.nofile, setup.nofile))
     device = mount(Path(setup.mountpoint), allow_other="allow_other" in setup.options)
+    if not setup.administrator:
+        syscalls.administer(False)
     plane = Plane(device, descriptors=setup.descriptors, **setup.plane)
     operations = _Operations(setup, plane)
     pyfuse3.init(operations, plane.hand_over(), set())
     try:
         trio.run(_serve, operations)
     finally:
+        syscalls.administer(True)
         unmount(Path(setup.mountpoint))
         pyfuse3.close(unmount=False)
         _write_stats(operations)

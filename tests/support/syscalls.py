@@ -155,3 +155,15 @@ def _keep_directory_rights() -> None:
     data[0].effective |= data[0].permitted & (_CAP_DAC_OVERRIDE | _CAP_DAC_READ_SEARCH)
     if _capset(ctypes.byref(header), data):
         raise _failure("capset")
+
+
+def administer(may: bool) -> None:
+    """Take CAP_SYS_ADMIN away from the calling thread and the threads it starts, or back (capset(2))."""
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    data = (ctypes.c_uint32 * 6)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.capget(header, data):
+        raise OSError(ctypes.get_errno(), "capget")
+    data[0] = data[0] | 1 << 21 if may else data[0] & ~(1 << 21)
+    if libc.capset(header, data):
+        raise OSError(ctypes.get_errno(), "capset")
