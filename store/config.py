@@ -35,6 +35,8 @@ class StoreOptions:
         uidmap, gidmap: mapping of layers that ask for none; empty is the identity.
         root_auto_userns_user: whose subordinate IDs automatic user namespaces take; empty is ``containers``.
         auto_userns_min_size, auto_userns_max_size: bounds of an automatic user namespace, in IDs.
+        transient_store: containers and their layers are recorded in the runroot, where a reboot loses them.
+            Tools up to 1.44 do not see them.
         disable_volatile: ignore a container's wish to be volatile.
         pull_options: ``[storage.options] pull_options``; containers/storage's ``PullOptions``.
         shift_ids: keep layers of mapped containers unmapped and shift owners when mounting, where the driver
@@ -55,6 +57,7 @@ class StoreOptions:
     root_auto_userns_user: str = ""
     auto_userns_min_size: int = 1024
     auto_userns_max_size: int = 65536
+    transient_store: bool = False
     disable_volatile: bool = False
     pull_options: tuple[tuple[str, str], ...] = ()
     shift_ids: bool = False
@@ -77,6 +80,7 @@ _STORAGE: Final = {
     "runroot": _TEXT,
     "rootless_storage_path": _TEXT,
     "driver_priority": _LIST,
+    "transient_store": _BOOL,
     "options": _TABLE,
 }
 _OPTIONS: Final = {
@@ -107,7 +111,6 @@ containers/storage 1.43 gives them to whatever driver is configured, which break
 _DRIVERS: Final = ("btrfs", "overlay", "vfs", "zfs", "aufs", "thinpool")
 _UNSUPPORTED: Final = {
     ("storage", "imagestore"),
-    ("storage", "transient_store"),
     ("storage.options", "imagestore"),
     ("storage.options", "ostree_repo"),
     ("storage.options", "use_composefs"),
@@ -304,6 +307,7 @@ def _from_tables(tables: dict[str, Any], env: Mapping[str, str], uid: int) -> St
         root_auto_userns_user=options.get("root-auto-userns-user", ""),
         auto_userns_min_size=options.get("auto-userns-min-size", 1024) or 1024,
         auto_userns_max_size=options.get("auto-userns-max-size", 65536) or 65536,
+        transient_store=tables.get("transient_store", False),
         disable_volatile=options.get("disable-volatile", False),
         pull_options=tuple((key, str(value)) for key, value in options.get("pull_options", {}).items()),
     )

@@ -89,9 +89,13 @@ class ContainerDraft(Draft[Container]):
 
 
 class ContainerTable(Table[Container, ContainerView, ContainerDraft]):
-    """``containers.json`` and ``volatile-containers.json`` in ``<graphroot>/<driver>-containers``."""
+    """``containers.json`` and ``volatile-containers.json`` in ``<graphroot>/<driver>-containers``.
 
-    def __init__(self, directory: Path, *, read_only: bool = False) -> None:
+    Args:
+        transient: where lock and volatile file of a transient store are (FORMAT 2.6).
+    """
+
+    def __init__(self, directory: Path, *, read_only: bool = False, transient: Path | None = None) -> None:
         super().__init__(
             directory,
             "containers",
@@ -100,4 +104,6 @@ class ContainerTable(Table[Container, ContainerView, ContainerDraft]):
             ContainerDraft,
             read_only=read_only,
             volatile_file=True,
+            volatile_directory=transient,
+            lock_directory=transient,
         )

@@ -130,6 +130,11 @@ class StoreCore:
                 return False
         return True
 
+    @property
+    def transient_store(self) -> bool:
+        """Whether a reboot empties the store of its containers; ``TransientStore``."""
+        return self.options.transient_store
+
     def table_directory(self, kind: str) -> Path:
         """``<graphroot>/<driver>-<kind>``; ``kind`` is ``layers``, ``images`` or ``containers``."""
         return self.graphroot / f"{self.driver_name}-{kind}"
@@ -144,12 +149,18 @@ class StoreCore:
             self._prepare_directories(
                 *(self.table_directory(kind) for kind in kinds), self.run_directory("layers")
             )
+        transient = self.run_directory("containers") if self.transient_store else None
+        if transient is not None and not self.read_only:
+            self._prepare_directories(transient)
         tables = Tables(
             LayerTable(
-                self.table_directory("layers"), self.run_directory("layers"), read_only=self.read_only
+                self.table_directory("layers"),
+                self.run_directory("layers"),
+                read_only=self.read_only,
+                transient=self.transient_store,
             ),
             ImageTable(self.table_directory("images"), read_only=self.read_only),
-            ContainerTable(self.table_directory("containers"), read_only=self.read_only),
+            ContainerTable(self.table_directory("containers"), read_only=self.read_only, transient=transient),
         )
         if not self.read_only:
             for lock in (tables.layers.lock, tables.images.lock, tables.containers.lock):

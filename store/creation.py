@@ -221,19 +221,19 @@ class Creations(AutomaticMappings):
         options = self._permitted(options)
         container_id = new_id() if not id else check_id(id)
         layer_id = new_id() if not layer else check_id(layer)
-        names = dedupe(names)
         with ExitStack() as stack:
             if options.uidmap or options.gidmap or options.auto_userns is not None:
                 stack.enter_context(self.userns_lock.writing(self.options.lock_timeout))
             tx = stack.enter_context(self.transaction(layers="w", images="w", containers="w"))
             undo = stack.enter_context(ExitStack())
             tx.containers.check_id_free(container_id)
-            tx.containers.check_names(names)
+            tx.containers.check_names(names := dedupe(names))
             made_from = self._image_for_container(tx, image) if image else None
             options = self.settle_mappings(tx, options, made_from)
             top = self._content_of(tx, made_from, options)
             made = self._container_layer(tx, layer_id, top, options)
             container = Container(
+                volatile=self.transient_store,
                 id=container_id,
                 names=names,
                 image=made_from.id if made_from else "",
@@ -301,6 +301,7 @@ class Creations(AutomaticMappings):
         """The record of the layer a new container will have."""
         mappings = self.layer_mappings(options, top)
         layer = Layer(
+            volatile=self.transient_store,
             id=layer_id,
             names=dedupe(options.layer_names),
             parent=top.id if top is not None else "",

@@ -181,11 +181,21 @@ class LayerTable(Table[Layer, LayerView, LayerDraft]):
     Args:
         directory: ``<graphroot>/<driver>-layers``.
         run_directory: ``<runroot>/<driver>-layers``, where the mounts are.
+        transient: keep the volatile file there too.
     """
 
-    def __init__(self, directory: Path, run_directory: Path, *, read_only: bool = False) -> None:
+    def __init__(
+        self, directory: Path, run_directory: Path, *, read_only: bool = False, transient: bool = False
+    ) -> None:
         super().__init__(
-            directory, "layers", Layer, LayerView, LayerDraft, read_only=read_only, volatile_file=True
+            directory,
+            "layers",
+            Layer,
+            LayerView,
+            LayerDraft,
+            read_only=read_only,
+            volatile_file=True,
+            volatile_directory=run_directory if transient else None,
         )
         self.mounts: Table[MountPoint, MountView, MountDraft] = Table(
             run_directory, "mountpoints", MountPoint, MountView, MountDraft, durable=False

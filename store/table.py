@@ -309,6 +309,7 @@ class Table(Generic[R, V, D]):
         record_type: class of its records.
         view_type, draft_type: what queries and changes it.
         lock_path: the lock file; ``<name>.lock`` beside the files otherwise.
+        volatile_directory, lock_directory: where those files are, if not there too.
         durable: whether a save waits for the disk; off for state a reboot loses anyhow.
     """
 
@@ -323,6 +324,8 @@ class Table(Generic[R, V, D]):
         read_only: bool = False,
         durable: bool = True,
         volatile_file: bool = False,
+        volatile_directory: Path | None = None,
+        lock_directory: Path | None = None,
     ) -> None:
         self.directory = directory
         self.name = name
@@ -331,10 +334,10 @@ class Table(Generic[R, V, D]):
         self.draft_type = draft_type
         self.read_only = read_only
         self.durable = durable
-        self.lock = LockFile.get(directory / f"{name}.lock", read_only=read_only)
+        self.lock = LockFile.get((lock_directory or directory) / f"{name}.lock", read_only=read_only)
         self._files = [(directory / f"{name}.json", False)]
         if volatile_file:
-            self._files.append((directory / f"volatile-{name}.json", True))
+            self._files.append(((volatile_directory or directory) / f"volatile-{name}.json", True))
         self.settled: frozenset[str] = frozenset()
         """Records that lost a name to a later one, which the file does not show yet."""
         self.saving = False

@@ -187,8 +187,8 @@ transient = 1
 
 
 def test_unsupported_keys_are_named(tmp_path):
-    warnings = load(tmp_path, "[storage]\ntransient_store = true\n").warnings
-    assert warnings == (f"{tmp_path}/own.conf:2: transient_store in [storage] is not supported and ignored",)
+    warnings = load(tmp_path, '[storage]\nimagestore = "/i"\ntransient_store = true\n').warnings
+    assert warnings == (f"{tmp_path}/own.conf:2: imagestore in [storage] is not supported and ignored",)
 
 
 @pytest.mark.parametrize(
