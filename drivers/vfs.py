@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -120,7 +122,8 @@ class VfsDriver(NaiveDiff, Driver):
         path = self.path_of(layer_id)
         with self._staging.directory() as scratch:
             try:
-                path.rename(scratch / "layer")
+                with _movable(path, scratch / "layer"):
+                    path.rename(scratch / "layer")
             except FileNotFoundError:
                 raise LayerUnknown(f"layer {layer_id} has no directory {path}") from None
             except OSError as error:
@@ -213,8 +216,21 @@ def _fill(made: Path, origin: Path | None, creation: Creation) -> None:
 def _publish(made: Path, path: Path) -> None:
     """Give a whole layer its ID; an empty directory of that name does not count as free."""
     try:
-        syscalls.renameat2(made, path, syscalls.RENAME_NOREPLACE)
+        with _movable(made, path):
+            syscalls.renameat2(made, path, syscalls.RENAME_NOREPLACE)
     except OSError as error:
         if error.errno in _TAKEN:
             raise LayerExists(f"layer {path.name} exists at {path}") from error
         raise
+
+
+@contextmanager
+def _movable(made: Path, path: Path) -> Iterator[None]:
+    """Let an ordinary user move a directory: its ``..`` changes, so it has to be writable (rename(2))."""
+    mode = stat.S_IMODE(made.stat().st_mode)
+    if mode & stat.S_IWUSR or os.geteuid() == 0:
+        yield
+        return
+    made.chmod(mode | stat.S_IWUSR)
+    yield
+    path.chmod(mode)

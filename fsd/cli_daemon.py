@@ -37,8 +37,8 @@ def stop(args: argparse.Namespace) -> int:
     running = runfile.read(Path(options.runroot))
     if running is not None:
         _end(running, force=args.force)
-    else:
-        mounts.detach_dead(cli_start.default_mountpoint())
+    elif (usual := cli_start.default_mountpoint()) is not None:
+        mounts.detach_dead(usual)
     pool = pool_of(options)
     detached = pool.detach() if pool is not None and os.geteuid() == 0 else False
     _say_stopped(args, running, detached)

@@ -152,7 +152,8 @@ def _configuration(args: argparse.Namespace) -> Iterator[Finding]:
         yield Finding(subject="storage.conf", level="note", text=warning)
     yield Finding(subject="driver", level="ok", text=options.driver or "chosen by what the graphroot holds")
     yield from _graphroot(options)
-    yield Finding(subject="default mountpoint", level="ok", text=str(cli_start.default_mountpoint()))
+    usual = cli_start.default_mountpoint() or "none without XDG_RUNTIME_DIR: fsd up MOUNTPOINT"
+    yield Finding(subject="default mountpoint", level="ok", text=str(usual))
 
 
 def _graphroot(options: StoreOptions) -> Iterator[Finding]:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     Entries = list[tuple[str, Node]]
 
+OWNER = os.geteuid(), os.getegid()
+"""Whose the synthetic entries are: whoever serves the store may use all of them."""
 KEEPS_LISTING, KEPT_LISTING = 1 << 62, 1 << 61
 """In the handle of a directory: the plane lets the kernel keep the listing, and use what it kept before."""
 
@@ -81,6 +83,7 @@ def entry_attributes(number: InodeT, found: Attributes, keep_name: float) -> Ent
     entry.attr_timeout = found.keep
     entry.st_mode = pyfuse3.ModeT(found.mode)
     entry.st_nlink = found.nlink
+    entry.st_uid, entry.st_gid = OWNER
     entry.st_size = found.size
     entry.st_blksize = 4096
     entry.st_blocks = 0 if stat.S_ISDIR(found.mode) else -(-found.size // 512)
