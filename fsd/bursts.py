@@ -69,8 +69,9 @@ class Bursts:
 
     Args:
         take: takes the snapshot of a container, given its ID; returns ``None`` when nothing changed
-            since the last one. Runs at most once at a time per container, and goes on when
-            the writers have stopped waiting.
+            since the last one. May call its second argument, in the event loop, when writes may land
+            already; until then it runs at most once at a time per container. Goes on when the writers
+            have stopped waiting.
         policy: for every container without a policy of its own (:meth:`configure`).
         clock: seconds since the epoch.
         on_failure: told once of every snapshot that failed or was late.
@@ -79,7 +80,7 @@ class Bursts:
 
     def __init__(
         self,
-        take: Callable[[str], Awaitable[object | None]],
+        take: Callable[[str, Callable[[], None]], Awaitable[object | None]],
         policy: BurstPolicy | None = None,
         clock: Callable[[], float] = time.time,
         *,
@@ -120,6 +121,11 @@ class Bursts:
         """What to await before every mutation of a container, with the name it touches."""
         return functools.partial(self.before, container_id)
 
+    def recall(self, container_id: str) -> None:
+        """Ask memory for a container before its first write has to. From any thread; may block."""
+        if self._memory is not None and container_id not in self._tracks:
+            self._tracks.setdefault(container_id, _Track(_recalled(self._memory.burst(container_id))))
+
     def window(self, container_id: str) -> tuple[float, float]:
         """How long mutations may pass after :meth:`before` without asking again.
 
@@ -158,13 +164,12 @@ class Bursts:
         track = self._tracks.get(container_id)
         if track is not None:
             return track
-        burst = Burst()
         if self._memory is not None:
             try:
-                burst = _recalled(await trio.to_thread.run_sync(self._memory.burst, container_id))
+                await trio.to_thread.run_sync(self.recall, container_id)
             except Exception as exc:
                 self._report(container_id, exc)
-        return self._tracks.setdefault(container_id, _Track(burst))
+        return self._tracks.setdefault(container_id, _Track(Burst()))
 
     def _start(self, container_id: str, track: _Track, burst: Burst) -> None:
         """Begin a burst: take its snapshot as a task of its own, which outlives the writers' patience."""
@@ -172,18 +177,32 @@ class Bursts:
         trio.lowlevel.spawn_system_task(self._run, container_id, track, track.pending, burst)
 
     async def _run(self, container_id: str, track: _Track, pending: _Pending, burst: Burst) -> None:
-        """Take a snapshot, and note how it went."""
+        """Take a snapshot, let writers go on once it landed, and note how it went."""
+        landed = functools.partial(self._land, track, pending, burst, changed=True)
         try:
-            changed = await self._take(container_id) is not None
-            if track.burst.began is not None and track.burst.began >= (burst.began or 0.0):
-                burst = track.burst  # writers who stopped waiting began it meanwhile
-            track.burst = replace(burst, snapshot=self._clock()) if changed else burst
-            await self._remember(container_id, burst)
-            pending.failure = None
+            taken = await self._take(container_id, landed)
+            self._land(track, pending, burst, changed=taken is not None)
         except Exception as exc:
-            pending.failure = exc
+            self._end(track, pending, exc)
             self._report(container_id, exc)
         finally:
+            self._end(track, pending, pending.failure)
+        if pending.failure is None:
+            await self._remember(container_id, track.burst)
+
+    def _land(self, track: _Track, pending: _Pending, burst: Burst, *, changed: bool) -> None:
+        """Writes may go on: there is a snapshot of what was before them."""
+        if pending.done.is_set():
+            return
+        if track.burst.began is not None and track.burst.began >= (burst.began or 0.0):
+            burst = track.burst  # writers who stopped waiting began it meanwhile
+        track.burst = replace(burst, snapshot=self._clock()) if changed else burst
+        self._end(track, pending, None)
+
+    def _end(self, track: _Track, pending: _Pending, failure: Exception | None) -> None:
+        """Wake the writers, once: what fails after the snapshot landed is none of theirs."""
+        if not pending.done.is_set():
+            pending.failure = failure
             track.pending = None
             pending.done.set()
 
@@ -201,11 +220,13 @@ class Bursts:
         return pending.late
 
     async def _remember(self, container_id: str, burst: Burst) -> None:
+        """Keep a burst for the next start; no writer waits for this, but the end of the event loop does."""
         if self._memory is not None and burst.began is not None:
             began_ns = int(burst.began * _NS)
             times = BurstTimes(started_ns=began_ns, mutated_ns=began_ns)
             try:
-                await trio.to_thread.run_sync(self._memory.put_burst, container_id, times)
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(self._memory.put_burst, container_id, times)
             except Exception as exc:
                 self._report(container_id, exc)
 

@@ -225,9 +225,15 @@ def _told(subject: ContainerSubject, action: str, name: str, **more: str) -> Non
     subject.site.events.emit("snapshots", action, subject.id, (name,), **more)
 
 
-def snapshot_before_write(site: Site, container: str) -> Snapshot | None:
-    """The automatic snapshot of a burst; none when nothing changed since the last one."""
-    snapshot = site.history.take_if_changed(container, reason="write")
+def snapshot_before_write(
+    site: Site, container: str, landed: Callable[[], None] | None = None
+) -> Snapshot | None:
+    """The automatic snapshot of a burst; none when nothing changed since the last one.
+
+    Args:
+        landed: called when the snapshot is on disk, so that writes need not wait for the rest.
+    """
+    snapshot = site.history.take_if_changed(container, reason="write", landed=landed)
     if snapshot is not None:
         site.events.emit("snapshots", "create", container, (snapshot.name,), reason="write")
     return snapshot

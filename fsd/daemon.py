@@ -186,8 +186,9 @@ def _policy(common: BurstPolicy, on_write: str) -> BurstPolicy:
     return replace(common, enabled=on_write != "none")
 
 
-async def _take(site: Site, container: str) -> Snapshot | None:
-    return await trio.to_thread.run_sync(snapshot_before_write, site, container)
+async def _take(site: Site, container: str, landed: Callable[[], None]) -> Snapshot | None:
+    tell = functools.partial(trio.lowlevel.current_trio_token().run_sync_soon, landed)
+    return await trio.to_thread.run_sync(snapshot_before_write, site, container, tell)
 
 
 def _burst_failed(site: Site, container: str, exc: BaseException) -> None:

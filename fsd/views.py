@@ -11,6 +11,7 @@ import functools
 import hashlib
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -90,6 +91,9 @@ class Views:
     def _export(self, make: Callable[[], ViewSpec]) -> int:
         with self._changing:
             spec = make()
+            if spec.container and not spec.read_only:
+                with suppress(OSError):  # the first write asks again, and tells
+                    self._bursts.recall(spec.container)
             path = self._get(spec.layer_id) if spec.directory is None else spec.directory
             self._specs[spec.key] = spec
             return self.exports.export(self._view(spec, path))

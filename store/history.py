@@ -138,8 +138,14 @@ class History:
         with self.locked(found.id):
             return self._take(found, name, reason)
 
-    def take_if_changed(self, container: str, reason: Reason = "write") -> Snapshot | None:
+    def take_if_changed(
+        self, container: str, reason: Reason = "write", landed: Callable[[], None] | None = None
+    ) -> Snapshot | None:
         """An automatic snapshot, unless the container is as it was when the latest one was taken.
+
+        Args:
+            landed: called as soon as the content is safe, before what is known of it is written down. A
+                crash in between loses no more than the reason; readers of this process wait for it.
 
         Raises:
             ContainerUnknown; OSError: ENOSPC when less than ``policy.take_floor`` is free
@@ -150,7 +156,7 @@ class History:
             if taken and self.table.unchanged_since(taken[-1], found.layer):
                 return None
             self._require_space()
-            return self._take(found, None, reason)
+            return self._take(found, None, reason, landed)
 
     def remove(self, container: str, name: str) -> None:
         """Delete a snapshot; ``ContainerUnknown``, ``SnapshotUnknown``, ``Pinned``."""
@@ -346,7 +352,13 @@ class History:
                 return container
             raise
 
-    def _take(self, container: Container, name: str | None, reason: Reason) -> Snapshot:
+    def _take(
+        self,
+        container: Container,
+        name: str | None,
+        reason: Reason,
+        landed: Callable[[], None] | None = None,
+    ) -> Snapshot:
         before_rollback = reason == "pre-rollback"
         snapshot = Snapshot(
             container_id=container.id,
@@ -356,7 +368,7 @@ class History:
             named=name is not None and not before_rollback,
         )
         if name is None:
-            return self.table.take_automatic(container.layer, snapshot)
+            return self.table.take_automatic(container.layer, snapshot, landed)
         return self.table.take(container.layer, snapshot, durable=before_rollback)
 
     def _restore(self, container: Container, snapshot: Snapshot, before: str) -> Snapshot:

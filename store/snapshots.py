@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import threading
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -19,7 +20,7 @@ from store.errors import BadName, SnapshotExists, SnapshotUnknown
 from store.state import Intent, Snapshot, State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from drivers.base import Snapshots
@@ -52,15 +53,20 @@ class SnapshotTable:
         self.copies = copies
         self.state = state
         self._epoch = 0
+        self._recorded = threading.Condition()
+        self._unrecorded: dict[object, str] = {}
+        """Copies whose row is being written though writes to the layer go on; by container."""
 
     def all(self, container_id: str | None = None) -> list[Snapshot]:
         """Snapshots of one container, or of all, oldest first."""
         self.refresh()
+        self._await_rows(container_id)
         return self.state.snapshots(container_id)
 
     def known(self, container_id: str, name: str) -> Snapshot:
         """One snapshot; ``SnapshotUnknown``."""
         self.refresh()
+        self._await_rows(container_id)
         snapshot = self.state.snapshot(container_id, name)
         if snapshot is None:
             raise SnapshotUnknown(f"container {container_id[:12]} has no snapshot {name!r:.80}")
@@ -73,32 +79,70 @@ class SnapshotTable:
 
     def free_name(self, container_id: str, prefix: str = "") -> str:
         """``prefix`` and the time in UTC, with a number if there is a snapshot of that name."""
-        stamp = prefix + time.strftime(TIMESTAMP, time.gmtime())
-        names = (f"{stamp}_{number}" if number else stamp for number in itertools.count())
+        names = _names(prefix)
         return next(name for name in names if not self.copies.exists(snapshot_key(container_id, name)))
 
-    def take_automatic(self, layer: str, snapshot: Snapshot) -> Snapshot:
-        """:meth:`take` under a free name; another process may take the same name at the same time."""
-        while True:
-            try:
-                return self.take(layer, replace(snapshot, name=self.free_name(snapshot.container_id)))
-            except SnapshotExists:
-                continue
+    def take_automatic(
+        self, layer: str, snapshot: Snapshot, landed: Callable[[], None] | None = None
+    ) -> Snapshot:
+        """:meth:`take` under the first free name."""
+        for name in _names():
+            with suppress(SnapshotExists):
+                return self.take(layer, replace(snapshot, name=name), landed=landed)
+        raise AssertionError("names have no end")
 
-    def take(self, layer: str, snapshot: Snapshot, *, durable: bool = False) -> Snapshot:
+    def take(
+        self,
+        layer: str,
+        snapshot: Snapshot,
+        *,
+        durable: bool = False,
+        landed: Callable[[], None] | None = None,
+    ) -> Snapshot:
         """Copy ``layer``; time and generation are the copy's own. ``SnapshotExists``.
 
         Args:
             durable: have the row on disk at return.
+            landed: called when the copy is there, and its row is not yet.
         """
         self.refresh()
-        key = snapshot_key(snapshot.container_id, snapshot.name)
-        with _translated(snapshot.container_id, snapshot.name):
-            self.copies.take(layer, key)
-            facts = self.copies.describe(key)
+        with (
+            _translated(snapshot.container_id, snapshot.name),
+            self._recording(snapshot.container_id) as begin,
+        ):
+            self.copies.take(layer, snapshot_key(snapshot.container_id, snapshot.name))
+            if landed is not None:
+                begin()
+                landed()
+            return self._record(snapshot, durable)
+
+    def _record(self, snapshot: Snapshot, durable: bool) -> Snapshot:
+        facts = self.copies.describe(snapshot_key(snapshot.container_id, snapshot.name))
         taken = replace(snapshot, created_ns=facts.created_ns, generation=facts.generation)
         self.state.put_snapshot(taken, durable=durable)
         return taken
+
+    @contextmanager
+    def _recording(self, container_id: str) -> Iterator[Callable[[], None]]:
+        """A call from which on readers wait until the block ends."""
+        ticket = object()
+
+        def begin() -> None:
+            with self._recorded:
+                self._unrecorded[ticket] = container_id
+
+        try:
+            yield begin
+        finally:
+            with self._recorded:
+                if self._unrecorded.pop(ticket, None) is not None:
+                    self._recorded.notify_all()
+
+    def _await_rows(self, container_id: str | None) -> None:
+        """Return when the copies that are there now have their rows: who saw a write finds its snapshot."""
+        with self._recorded:
+            awaited = [ticket for ticket, its in self._unrecorded.items() if container_id in (None, its)]
+            self._recorded.wait_for(lambda: not any(ticket in self._unrecorded for ticket in awaited))
 
     def unchanged_since(self, snapshot: Snapshot, layer: str) -> bool:
         """Whether ``layer`` still has the content it had when the snapshot was taken.
@@ -180,6 +224,13 @@ class SnapshotTable:
         self.state.put_snapshot(moved)
         self.state.drop_snapshot(snapshot.container_id, snapshot.name)
         return moved
+
+
+def _names(prefix: str = "") -> Iterator[str]:
+    """``prefix`` and the time in UTC, then the same with a number."""
+    stamp = prefix + time.strftime(TIMESTAMP, time.gmtime())
+    yield stamp
+    yield from (f"{stamp}_{number}" for number in itertools.count(1))
 
 
 def snapshot_key(container_id: str, name: str) -> str:

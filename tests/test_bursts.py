@@ -122,11 +122,16 @@ class Snapshots:
     unchanged: bool = False
     began: list[tuple[str, float]] = field(default_factory=list)
     ended: list[float] = field(default_factory=list)
+    noting: float | None = None
+    """Seconds from landing to the end."""
     reported: list[tuple[str, BaseException]] = field(default_factory=list)
 
-    async def take(self, container_id: str) -> object | None:
+    async def take(self, container_id: str, landed: Callable[[], None]) -> object | None:
         self.began.append((container_id, trio.current_time()))
         await trio.sleep(self.seconds)
+        if self.noting is not None:
+            landed()
+            await trio.sleep(self.noting)
         self.ended.append(trio.current_time())
         if self.failures:
             raise self.failures.pop(0)
@@ -377,15 +382,32 @@ def test_bursts_failing_report_does_not_stop_writers(caplog: pytest.LogCaptureFi
     assert "reporting a failed snapshot" in caplog.text
 
 
+@pytest.mark.parametrize("failures", [[], [OSError(errno.ENOSPC, "no row")]])
+def test_bursts_writers_go_on_once_the_snapshot_landed(failures: list[Exception]) -> None:
+    snapshots = Snapshots(seconds=2.0, noting=7.0, failures=[*failures])
+
+    async def main() -> None:
+        bursts = snapshots.bursts(DENY)
+        for _ in range(2):
+            await bursts.before("c", b"f")
+            assert trio.current_time() == 2
+        await trio.sleep(10)
+
+    simulate(main)
+    assert len(snapshots.began) == 1
+    assert [exc for _, exc in snapshots.reported] == failures
+
+
 def test_bursts_remember_across_restarts(tmp_path: Path) -> None:
     snapshots = Snapshots(seconds=0)
 
-    async def main() -> None:
-        for at, taken in ((START, 1), (START + 10, 1), (START + 100, 2)):
-            state = State(tmp_path / "state.db")
-            bursts = Bursts(snapshots.take, POLICY, lambda at=at: at, memory=state)
-            await bursts.before("c", b"f")
-            assert len(snapshots.began) == taken
-            state.close()
+    for at, taken in ((START, 1), (START + 10, 1), (START + 100, 2)):
+        state = State(tmp_path / "state.db")
 
-    trio.run(main)
+        async def main(at: float = at, state: State = state) -> None:
+            bursts = Bursts(snapshots.take, POLICY, lambda: at, memory=state)
+            await bursts.before("c", b"f")
+
+        trio.run(main)  # whose end waits until the burst is remembered
+        assert len(snapshots.began) == taken
+        state.close()

@@ -9,6 +9,7 @@ import re
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -167,6 +168,24 @@ def test_no_automatic_snapshot_is_taken_when_nothing_changed(store, history, web
     assert history.take_if_changed("web") is None
     history.rename("web", first.name, "kept")
     assert history.take_if_changed("web") is None
+
+
+def test_an_automatic_snapshot_lands_before_its_row_and_readers_wait_for_that(store, history, web) -> None:
+    landed, readers = [], []
+    copies = store.graphroot / "btrfs/fsd/snapshots"
+
+    def land() -> None:
+        landed.append(history.state.snapshots(web.id))
+        landed.append([path.parent.name for path in copies.glob(f"{web.id}/*")])
+        (rootfs(store, web) / "file").write_text("two")
+        readers.append(pool.submit(names, history))
+
+    with ThreadPoolExecutor() as pool:
+        taken = history.take_if_changed("web", landed=land)
+    assert landed == [[], [web.id]]
+    assert readers[0].result() == [taken.name]
+    assert (history.path("web", taken.name) / "file").read_text() == "one"
+    assert history.take_if_changed("web") is not None
 
 
 def test_short_of_space_only_people_take_snapshots(store, history, web) -> None:

@@ -130,6 +130,16 @@ def test_a_row_without_a_copy_is_dropped(store, history, web) -> None:
 # -- crashes ---------------------------------------------------------------------------------------
 
 
+def test_a_crash_after_an_automatic_snapshot_landed_leaves_it(store, history, web) -> None:
+    call = "history.take_if_changed('web', landed=lambda: open(store.driver.get(%r) / 'file', 'w').close())"
+    crash(store, "before", "history.state.put_snapshot", call % store.container("web").layer)
+    with closing(reopened(store).state) as state:
+        (left,) = state.snapshots(web.id)
+        assert not left.named
+    assert (history.path("web", left.name) / "file").read_text() == "one"
+    assert (rootfs(store, web) / "file").read_text() == ""
+
+
 def test_a_crash_between_copy_and_row_leaves_a_snapshot_that_is_found(store, history, web) -> None:
     crash(store, "before", "history.state.put_snapshot", "history.take('web', 'a')")
     with closing(reopened(store).state) as state:
