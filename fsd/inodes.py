@@ -1,20 +1,26 @@
 """Numbers and lookup counts of the synthetic nodes.
 
-A node's number is a hash of its key, so it is the same after a remount, with linear probing for the
-(unlikely) collision. The kernel holds a reference for each successful lookup and gives references
-back in ``forget``; a node no reference names is dropped. This module does no I/O.
+The kernel holds a reference for each successful lookup and gives references back in ``forget``; a node no
+reference names is dropped. It may hold all entries of a large store at once, a few hundred thousand, and most
+of them are the fixed entries of a ``Directory``. So those have no record of their own here: they are
+counted together, by their place in the directory, and their nodes are made again when they are asked for.
+This module does no I/O.
+
+A number is a *group* and a place in it. The group is a hash of the key, the same after every mount, with
+linear probing for the (unlikely) collision. Place 1 is the entry of that key itself, the places above are its
+fixed entries. Group 0 is that of the root, whose number thereby is 1 (fuse.h, FUSE_ROOT_ID). The numbers
+stay below 2**62: the range with bit 62 set belongs to the real directory trees (``fsd.plane``).
 
 The kernel keeps the inode of a removed directory, marked dead, for as long as somebody has it open: every
 lookup in it is ENOENT. If the same object comes back it would be given that inode again, so a removed
 directory's number goes on with another generation (fuse.h, ``fuse_entry_out.generation``).
-
-The numbers stay below 2**62: the range with bit 62 set belongs to the real directory trees
-(``fsd.plane``). Number 1 is the root of the tree (fuse.h, FUSE_ROOT_ID).
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
+from array import array
 from typing import TYPE_CHECKING
 
 import pyfuse3
@@ -26,71 +32,151 @@ if TYPE_CHECKING:
 
 ROOT = pyfuse3.ROOT_INODE
 REAL_TREES = 1 << 62
-_FIRST = 16
+_PLACES = 256
+"""Numbers in a group."""
+_ITSELF, _FIRST_FIXED = 1, 2
+_GROUPS = REAL_TREES // _PLACES
+
+
+class _Group:
+    """What the kernel holds of one entry and its fixed entries; counts are of lookups, by place."""
+
+    __slots__ = ("counts", "generation", "lookups", "node")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.lookups = 0
+        self.generation = 0
+        self.counts: array[int] | None = None
+
+    def count(self, place: int) -> int:
+        """Lookups of one place."""
+        if place == _ITSELF:
+            return self.lookups
+        at = place - _FIRST_FIXED
+        return self.counts[at] if self.counts is not None and 0 <= at < len(self.counts) else 0
+
+    def set(self, place: int, count: int) -> None:
+        """Let a place have that many lookups."""
+        if place == _ITSELF:
+            self.lookups = count
+            return
+        if self.counts is None:
+            self.counts = array("Q")
+        at = place - _FIRST_FIXED
+        if at >= len(self.counts):
+            self.counts.extend([0] * (at + 1 - len(self.counts)))
+        self.counts[at] = count
+
+    def held(self) -> int:
+        """How many of its places the kernel holds."""
+        fixed = len(self.counts) - self.counts.count(0) if self.counts is not None else 0
+        return fixed + bool(self.lookups)
 
 
 class Inodes:
     """The nodes the kernel knows, by number. Used from the event loop's thread only."""
 
     def __init__(self, root: Node) -> None:
-        self._nodes: dict[int, Node] = {ROOT: root}
-        self._numbers: dict[str, int] = {root.key: ROOT}
-        self._lookups: dict[int, int] = {ROOT: 1}
-        self._generations: dict[int, int] = {}
+        self._root = root.key
+        self._groups: dict[int, _Group] = {0: _Group(root)}
+        self._groups[0].lookups = 1
+        self._probed: dict[str, int] = {}
+        """Groups whose hash was taken."""
 
     def number(self, node: Node) -> pyfuse3.InodeT:
         """The node's number; the newest node of a key replaces an older one of the same key."""
-        number = self._numbers.get(node.key)
-        if number is None:
-            number = self._free(node.key)
-        elif number in self._nodes:
-            self._nodes[number] = node
-        return pyfuse3.InodeT(number)
+        owner, place = _split(node)
+        group = self._group(owner.key)
+        if group in self._groups:
+            self._groups[group].node = owner
+        return pyfuse3.InodeT(group * _PLACES + place)
 
     def remember(self, node: Node) -> pyfuse3.InodeT:
         """Count one lookup the kernel is about to hold, and return the node's number."""
         number = self.number(node)
-        self._nodes[number] = node
-        self._numbers[node.key] = number
-        self._lookups[number] = self._lookups.get(number, 0) + 1
+        index, place = divmod(number, _PLACES)
+        group = self._groups.get(index)
+        if group is None:
+            owner, _ = _split(node)
+            group = self._groups[index] = _Group(owner)
+            if owner.key != self._root and _hashed(owner.key) != index:
+                self._probed[owner.key] = index
+        group.set(place, group.count(place) + 1)
         return number
 
     def node(self, number: int) -> Node:
         """The node of a number the kernel holds; ``KeyError`` if it never was told of it."""
-        return self._nodes[number]
+        group, place = self._groups[number // _PLACES], number % _PLACES
+        if not group.count(place):
+            raise KeyError(number)
+        return group.node if place == _ITSELF else group.node.kind.fixed(group.node, place - _FIRST_FIXED)
 
     def find(self, key: str) -> pyfuse3.InodeT | None:
         """The number of the node of that key, if the kernel holds it."""
-        number = self._numbers.get(key)
-        return None if number is None else pyfuse3.InodeT(number)
+        group = self._group(key)
+        place = _ITSELF
+        if group not in self._groups or not self._groups[group].lookups:
+            owner, _, name = key.rpartition("/")
+            group = self._group(owner)
+            if group not in self._groups:
+                return None
+            at = self._groups[group].node.kind.place(name)
+            if at is None or not self._groups[group].count(at + _FIRST_FIXED):
+                return None
+            place = at + _FIRST_FIXED
+        return pyfuse3.InodeT(group * _PLACES + place)
 
     def retire(self, key: str) -> None:
         """The directory of that key was removed by ``rmdir``: the kernel will not look in its inode again."""
-        number = self._numbers.get(key)
-        if number is not None:
-            self._generations[number] = self.generation(number) + 1
+        group = self._groups.get(self._group(key))
+        if group is not None and group.lookups:
+            group.generation += 1
 
     def generation(self, number: int) -> int:
         """How often the node was removed while the kernel knew it."""
-        return self._generations.get(number, 0)
+        group = self._groups.get(number // _PLACES)
+        return group.generation if group is not None and number % _PLACES == _ITSELF else 0
 
     def forget(self, counts: Iterable[tuple[int, int]]) -> None:
         """Take lookups back; unknown numbers are ignored, as the kernel may race with a drop."""
         for number, count in counts:
-            left = self._lookups.get(number, 0) - count
-            if left > 0 or number == ROOT:
-                self._lookups[number] = max(left, 1)
-            elif number in self._nodes:
-                del self._numbers[self._nodes.pop(number).key]
-                del self._lookups[number]
-                self._generations.pop(number, None)
+            index, place = divmod(number, _PLACES)
+            group = self._groups.get(index)
+            before = group.count(place) if group is not None else 0
+            if group is None or not before:
+                continue
+            least = 1 if number == ROOT else 0
+            group.set(place, max(before - count, least))
+            if not group.lookups:
+                group.generation = 0
+            if not group.held():
+                del self._groups[index]
+                self._probed.pop(group.node.key, None)
 
     def __len__(self) -> int:
-        return len(self._nodes)
+        return sum(group.held() for group in self._groups.values())
 
-    def _free(self, key: str) -> int:
-        digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
-        number = int.from_bytes(digest, "little") % (REAL_TREES - _FIRST) + _FIRST
-        while number in self._nodes:
-            number += 1
-        return number
+    def _group(self, key: str) -> int:
+        """The group of a key: where it is, or where it would go."""
+        if key == self._root:
+            return 0
+        index = self._probed.get(key)
+        if index is None:
+            index = _hashed(key)
+            while index in self._groups and self._groups[index].node.key != key:
+                index += 1
+        return index
+
+
+def _split(node: Node) -> tuple[Node, int]:
+    """Whose group the node is in, and its place there."""
+    if node.fixed_in is None or node.place + _FIRST_FIXED >= _PLACES:
+        return node, _ITSELF
+    return node.fixed_in, node.place + _FIRST_FIXED
+
+
+@functools.lru_cache(1024)
+def _hashed(key: str) -> int:
+    digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % (_GROUPS - 1) + 1

@@ -51,13 +51,16 @@ class Node:
     """One entry of the tree.
 
     ``key`` identifies it wherever it is listed; ``path`` is where it was last found, relative to the
-    mount point, and serves messages and relative symlinks.
+    mount point, and serves messages and relative symlinks. A fixed entry can be made again from the directory
+    it is ``fixed_in`` and its ``place`` there (:meth:`Kind.fixed`).
     """
 
     kind: Kind
     subject: Subject
     key: str
     path: str
+    fixed_in: Node | None = field(default=None, compare=False, repr=False)
+    place: int = field(default=-1, compare=False, repr=False)
 
     def child(self, name: str, kind: Kind, subject: Subject | None = None, key: str | None = None) -> Node:
         """A node below this one; by default it shows the same subject."""
@@ -121,6 +124,14 @@ class Kind:
     def entries(self, node: Node) -> Iterable[tuple[str, Node]]:
         """The listed entries, in listing order."""
         node.refuse(errno.ENOTDIR, "it is not a directory")
+
+    def place(self, name: str) -> int | None:
+        """Which of the fixed entries is called ``name``, counted from 0."""
+        return None
+
+    def fixed(self, node: Node, place: int) -> Node:
+        """The fixed entry at ``place``, whether the subject has it now or not."""
+        node.refuse(errno.ESTALE, "it has no fixed entries")
 
     def accept(self, node: Node, data: bytes, append: bool) -> Callable[[], object]:
         """Check one written value and return the work it asks for, done when the file is flushed."""
@@ -290,26 +301,42 @@ class Directory(DirectoryKind):
 
     routes: dict[str, Kind]
     present: dict[str, Callable[[Any], bool]] = field(default_factory=dict)
+    _places: dict[str, int] = field(init=False, compare=False, repr=False)
+    _ordered: list[tuple[str, Kind]] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_places", {name: place for place, name in enumerate(self.routes)})
+        object.__setattr__(self, "_ordered", list(self.routes.items()))
+
+    def place(self, name: str) -> int | None:
+        """Its place among the routes."""
+        return self._places.get(name)
+
+    def fixed(self, node: Node, place: int) -> Node:
+        """The route at that place."""
+        name, kind = self._ordered[place]
+        path = f"{node.path}/{name}" if node.path else name
+        return Node(kind, node.subject, f"{node.key}/{name}", path, node, place)
 
     def lookup(self, node: Node, name: str) -> Node | None:
         """The route ``name``, if the subject has it."""
         kind = self.routes.get(name)
         if kind is None or not self._has(node, name, kind):
             return None
-        return node.child(name, kind)
+        return self.fixed(node, self._places[name])
 
     def entries(self, node: Node) -> Iterator[tuple[str, Node]]:
         """Routes the subject has."""
-        for name, kind in self.routes.items():
+        for place, (name, kind) in enumerate(self._ordered):
             if self._has(node, name, kind):
-                yield name, node.child(name, kind)
+                yield name, self.fixed(node, place)
 
     def create(self, node: Node, name: str, regular: bool) -> Node:
         """Set the flag ``name``; nothing else can be made."""
         kind = self.routes.get(name)
         if not isinstance(kind, Flag) or not regular:
             return super().create(node, name, regular)
-        child = node.child(name, kind)
+        child = self.fixed(node, self._places[name])
         kind.change(child.subject, True)
         return child
 
