@@ -39,8 +39,8 @@ class BtrfsSnapshots(Snapshots):
     def restore(self, key: str, layer_id: str) -> None:
         """Swap the layer for a writable copy of the snapshot in one rename.
 
-        A process that works in the old content keeps it until it lets go; ``LayerMounted`` when
-        something is mounted at the layer.
+        The swap is on the disk at return. A process that works in the old content keeps it until it
+        lets go; ``LayerMounted`` when something is mounted at the layer.
         """
         source, target = self.path(key), self._driver.idle(layer_id)
         copy = self._driver.scratch_path()
@@ -52,6 +52,7 @@ class BtrfsSnapshots(Snapshots):
         except BaseException:
             destroy_tree(copy)
             raise
+        self._commit()
         try:
             with self._driver.quotas.removing(copy):
                 destroy_tree(copy)
@@ -73,7 +74,7 @@ class BtrfsSnapshots(Snapshots):
             self._prune(path.parent)
 
     def rename(self, key: str, new_key: str) -> None:
-        """Give a snapshot another key; ``SnapshotUnknown``, ``SnapshotExists``."""
+        """Give a snapshot another key, on the disk at return; ``SnapshotUnknown``, ``SnapshotExists``."""
         source, target = self.path(key), self._place(new_key)
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if source.parent != target.parent:
@@ -86,6 +87,7 @@ class BtrfsSnapshots(Snapshots):
             syscalls.renameat2(source, target, syscalls.RENAME_NOREPLACE)
         except FileExistsError:
             raise SnapshotExists(f"snapshot {new_key} exists") from None
+        self._commit()
 
     def exists(self, key: str) -> bool:
         """Whether the snapshot ``key`` is there."""
@@ -144,6 +146,13 @@ class BtrfsSnapshots(Snapshots):
                 if error.errno == errno.EEXIST:
                     raise SnapshotExists(f"snapshot {key} exists") from error
                 raise
+
+    def _commit(self) -> None:
+        """Have a rename on the disk; the content of what was renamed is, since it was made.
+
+        Unlike a full sync this does not wait for the unwritten data of anybody else's files.
+        """
+        btrfs_ioctl.wait_sync(self._driver.home, btrfs_ioctl.start_sync(self._driver.home))
 
     def _remember(self, *subvolumes: Path) -> None:
         """Keep the descent of subvolumes that may be gone while copies of them are not."""

@@ -14,7 +14,9 @@ import os
 import stat
 import subprocess
 import tarfile
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing, contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,11 +25,14 @@ import pytest
 from drivers.idmap import IDMap
 from store.check import CheckOptions, Kind
 from store.config import StoreOptions
+from store.history import History
+from store.records import Container, Image, Layer, encode
 from store.store import BigData, ContainerOptions, ImageOptions, LayerOptions, Store
+from store.trash import Trash
 from tests.support import loops
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 MKFS = {"btrfs": ("mkfs.btrfs", "-q"), "ext4": ("mkfs.ext4", "-q")}
 SIZE = 320 << 20
@@ -178,7 +183,102 @@ def differences(store: Store, expected: dict[str, object]) -> list[str]:
         actual = contents(store)
     except Exception as error:  # whatever is wrong, it belongs into the list
         return [*found, repr(error)]
-    for key in expected.keys() | actual.keys():
-        if actual.get(key) != expected.get(key):
-            found.append(f"{key} is {actual.get(key)!r:.400}, not {expected.get(key)!r:.400}")
-    return found
+    return [*found, *unlike(actual, expected)]
+
+
+def history_steps(history: History, trash: Trash) -> Iterator[str]:
+    """Operations on snapshots and the trash, one by one; each is complete when its name is given."""
+    store = history.store
+    store.put_layer(archive("etc", "usr"), names=["base"])
+    store.create_image(names=["img"], layer="base", options=ImageOptions(big_data=[("manifest", b"{}")]))
+    web = store.create_container(names=["web"], image="img")
+    history.take("web", "first")
+    yield "take"
+    root = store.driver.path_of(web.layer)
+    (root / "written").write_bytes(os.urandom(9000))
+    (root / "dir" / "etc").unlink()
+    subprocess.run(["sync", "-f", root], check=True)  # a program's own data is the program's affair
+    history.take("web", "second")
+    yield "take after changes"
+    history.rollback("web", "first")
+    yield "rollback"
+    history.rollback("web", "second")
+    yield "rollback to the later one"
+    history.rename("web", "second", "other")
+    yield "rename"
+    history.pin("web", "other")
+    history.pin("web", "other", pinned=False)
+    history.remove("web", "first")
+    subprocess.run(["sync", "-f", root], check=True)  # until then it may come back; nothing is lost by that
+    yield "removal of a snapshot"
+    entry = trash.remove_container("web")
+    assert entry is not None
+    yield "removal of a container to the trash"
+    trash.restore(entry.id)
+    yield "return from the trash"
+    entry = trash.remove_container("web")
+    assert entry is not None
+    trash.purge(entry.id)
+    yield "purge"
+    entry = trash.remove_image("img")
+    assert entry is not None
+    yield "removal of an image to the trash"
+    trash.restore(entry.id)
+    yield "return of an image"
+
+
+def kept_contents(history: History, trash: Trash) -> dict[str, str]:
+    """What a user can see of a store, its snapshots and its trash, as text."""
+    seen = contents(history.store)
+    for container in history.store.containers():
+        for snapshot in history.list(container.id):
+            seen[f"snapshot {snapshot.name}"] = tree(history.path(container.id, snapshot.name))
+    for entry in trash.list():
+        seen[f"trash {entry.id}"] = (entry.kind, encode(entry.record), tree(trash.path(entry.id)))
+    records = (Layer, Image, Container)
+    return {
+        key: str(encode(value)) if isinstance(value, records) else repr(value) for key, value in seen.items()
+    }
+
+
+def history_copies(point: Path, image: Path) -> list[tuple[str, Path, dict[str, str]]]:
+    """Go through the steps; each with a copy of the disk and what is to be found on it."""
+    copies: list[tuple[str, Path, dict[str, str]]] = []
+    store = opened(point, "btrfs")
+    with closing((history := History(store)).state):
+        trash = Trash(history)
+        for number, step in enumerate(history_steps(history, trash)):
+            copy = image.with_suffix(f".history.{number}.img")
+            loops.run("cp", "--sparse=always", "--reflink=auto", image, copy)
+            copies.append((step, copy, kept_contents(history, trash)))
+    store.shutdown(force=True)
+    return copies
+
+
+def test_disk_at_power_failure_has_completed_rollbacks_and_trash(
+    run_dir: Path, require: Callable[[str], None]
+) -> None:
+    require("btrfs")
+    name = f"power{next(_numbers)}"
+    with (
+        loops.loop_mount(run_dir, name, mkfs=MKFS["btrfs"], size=SIZE, options="noatime") as point,
+        # a process that is dead afterwards, as after a power failure: what it had begun is ended then
+        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as worker,
+    ):
+        copies = worker.submit(history_copies, point, run_dir / f"{name}.img").result()
+    lost = []
+    for step, copy, expected in copies:
+        with mounted_copy(copy) as home:
+            survivor = opened(home, "btrfs")
+            with closing((history := History(survivor)).state):
+                actual = kept_contents(history, Trash(history))
+            lost += [f"after {step}: {text}" for text in unlike(actual, expected)]
+            survivor.shutdown(force=True)
+    assert not lost, "\n".join(lost)
+
+
+def unlike(actual: Mapping[str, object], expected: Mapping[str, object]) -> list[str]:
+    """What differs between two stores' contents."""
+    keys = sorted(expected.keys() | actual.keys())
+    wrong = [key for key in keys if actual.get(key) != expected.get(key)]
+    return [f"{key} is {actual.get(key)!r:.400}, not {expected.get(key)!r:.400}" for key in wrong]
