@@ -7,6 +7,7 @@ writers of a burst wait for its snapshot, each container on its own. Times are s
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import logging
@@ -21,9 +22,10 @@ from fsd.burst_policy import NOISE, Burst, BurstPolicy, OnError, Verdict
 from store.state import BurstTimes
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterator
 
     Gate = Callable[[bytes | None], Awaitable[None]]
+    Go = Callable[[float, float], None]
 
 __all__ = ["NOISE", "Burst", "BurstPolicy", "Bursts", "Memory", "OnError", "Verdict"]
 
@@ -62,6 +64,8 @@ class _Track:
 
     burst: Burst
     pending: _Pending | None = None
+    hasty: dict[object, Go] = field(default_factory=dict)
+    """Writers that are told from the thread that took the snapshot, too."""
 
 
 class Bursts:
@@ -69,7 +73,7 @@ class Bursts:
 
     Args:
         take: takes the snapshot of a container, given its ID; returns ``None`` when nothing changed
-            since the last one. May call its second argument, in the event loop, when writes may land
+            since the last one. May call its second argument, from any thread, when writes may land
             already; until then it runs at most once at a time per container. Goes on when the writers
             have stopped waiting.
         policy: for every container without a policy of its own (:meth:`configure`).
@@ -123,8 +127,9 @@ class Bursts:
 
     def recall(self, container_id: str) -> None:
         """Ask memory for a container before its first write has to. From any thread; may block."""
-        if self._memory is not None and container_id not in self._tracks:
-            self._tracks.setdefault(container_id, _Track(_recalled(self._memory.burst(container_id))))
+        if container_id not in self._tracks:
+            times = self._memory.burst(container_id) if self._memory is not None else None
+            self._tracks.setdefault(container_id, _Track(_recalled(times)))
 
     def window(self, container_id: str) -> tuple[float, float]:
         """How long mutations may pass after :meth:`before` without asking again.
@@ -136,6 +141,23 @@ class Bursts:
             return math.inf, math.inf
         began = track.burst.began if track is not None else None
         return policy.quiet, (self._clock() if began is None else began) + policy.longest
+
+    @contextlib.contextmanager
+    def hastened(self, container_id: str, go: Go) -> Iterator[None]:
+        """Around :meth:`before`: call ``go`` as soon as the snapshot it waits for has landed.
+
+        That is in the thread that took it, before the event loop knows; never if the snapshot failed, or
+        there is nothing to wait for. The arguments are those of :meth:`window`.
+        """
+        track, ticket = self._tracks.get(container_id), object()
+        if track is None:
+            yield
+            return
+        track.hasty[ticket] = go
+        try:
+            yield
+        finally:
+            track.hasty.pop(ticket, None)
 
     async def before(self, container_id: str, name: bytes | None) -> None:
         """Return when a mutation of ``name`` may land.
@@ -179,8 +201,17 @@ class Bursts:
     async def _run(self, container_id: str, track: _Track, pending: _Pending, burst: Burst) -> None:
         """Take a snapshot, let writers go on once it landed, and note how it went."""
         landed = functools.partial(self._land, track, pending, burst, changed=True)
+        tell = functools.partial(trio.lowlevel.current_trio_token().run_sync_soon, landed)
+        policy = self.policy(container_id)
+        window = policy.quiet, (burst.began or 0.0) + policy.longest
+
+        def let_go() -> None:
+            for go in list(track.hasty.values()):
+                go(*window)
+            tell()
+
         try:
-            taken = await self._take(container_id, landed)
+            taken = await self._take(container_id, let_go)
             self._land(track, pending, burst, changed=taken is not None)
         except Exception as exc:
             self._end(track, pending, exc)

@@ -187,8 +187,7 @@ def _policy(common: BurstPolicy, on_write: str) -> BurstPolicy:
 
 
 async def _take(site: Site, container: str, landed: Callable[[], None]) -> Snapshot | None:
-    tell = functools.partial(trio.lowlevel.current_trio_token().run_sync_soon, landed)
-    return await trio.to_thread.run_sync(snapshot_before_write, site, container, tell)
+    return await trio.to_thread.run_sync(snapshot_before_write, site, container, landed)
 
 
 def _burst_failed(site: Site, container: str, exc: BaseException) -> None:

@@ -24,6 +24,7 @@ from fsd.plane import OURS, Kind, number_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from fsd.plane import Event, Export, Mode, Plane
@@ -40,9 +41,11 @@ class View:
     ``key`` is the same at every mount. ``gate`` is awaited before a mutation with the name it touches
     (``None`` when there is none to tell); what it raises fails the mutation. ``window`` says how long
     mutations may pass afterwards without asking: seconds of quiet that end it, and a time; by default
-    every mutation asks. Of a ``sealed`` view nothing changes before its gate has called
-    :meth:`Exports.exchange`. ``owner`` is a number of the object the tree belongs to. ``ids`` maps the owners
-    on disk, which are the host's, to those shown, a container's; where that cannot be done they are left.
+    every mutation asks. ``hastened`` is entered around the gate with what may be called, from any thread and
+    with the window, once the mutation may land though the gate has not returned yet. Of a ``sealed`` view
+    nothing changes before its gate has called :meth:`Exports.exchange`. ``owner`` is a number of the object
+    the tree belongs to. ``ids`` maps the owners on disk, which are the host's, to those shown, a container's;
+    where that cannot be done they are left.
     """
 
     key: str
@@ -51,6 +54,7 @@ class View:
     frozen: bool = False
     gate: Gate | None = None
     window: Callable[[], tuple[float, float]] | None = None
+    hastened: Callable[[Callable[[float, float], None]], AbstractContextManager[None]] | None = None
     owner: int = 0
     sealed: bool = False
     ids: IDMappings | None = None
@@ -234,6 +238,16 @@ class Exports:
                 self._failed(event, number, text)
         self.plane.resume(event.ticket, number)
 
+    def _hastened(self, view: View, event: Event) -> AbstractContextManager[None]:
+        if view.hastened is None:
+            return contextlib.nullcontext()
+
+        def go(quiet: float, until: float) -> None:
+            self.plane.disarm(event.number, quiet=quiet, until=until)
+            self.plane.resume(event.ticket)
+
+        return view.hastened(go)
+
     async def _give_number(self, event: Event) -> None:
         shown = self._by_number.get(event.number)
         if shown is None:
@@ -251,8 +265,9 @@ class Exports:
         gate = shown.view.gate
         if gate is None:
             return
-        for name in event.names or (None,):
-            await gate(name)
+        with self._hastened(shown.view, event):
+            for name in event.names or (None,):
+                await gate(name)
         window = shown.view.window
         if window is not None:
             quiet, until = window()

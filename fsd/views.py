@@ -110,6 +110,9 @@ class Views:
             window=functools.partial(self._bursts.window, spec.container)
             if gate and spec.container
             else None,
+            hastened=functools.partial(self._bursts.hastened, spec.container)
+            if gate and spec.container
+            else None,
             owner=owner_number(spec.owner),
             ids=self._ids(spec),
         )

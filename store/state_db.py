@@ -78,6 +78,9 @@ class Database:
         Whoever derives rows from elsewhere learns from it when to derive them again. Raises as
         :meth:`write`.
         """
+        with self._guard:
+            if self._file is not None and _identity(self.path) == self._file:
+                return self._epoch
         self.read(lambda _: None)
         return self._epoch
 

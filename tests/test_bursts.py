@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -396,6 +397,41 @@ def test_bursts_writers_go_on_once_the_snapshot_landed(failures: list[Exception]
     simulate(main)
     assert len(snapshots.began) == 1
     assert [exc for _, exc in snapshots.reported] == failures
+
+
+def test_bursts_tell_hastened_writers_from_the_thread_that_took_the_snapshot() -> None:
+    told: list[tuple[bool, float, float]] = []
+    loop = threading.get_ident()
+
+    def go(quiet: float, until: float) -> None:
+        told.append((threading.get_ident() == loop, quiet, until))
+
+    async def take(container_id: str, landed: Callable[[], None]) -> object:
+        await trio.to_thread.run_sync(landed)
+        return object()
+
+    async def main() -> None:
+        bursts = Bursts(take, POLICY, now)
+        bursts.recall("c")
+        for _ in range(2):  # the second has nothing to wait for
+            with bursts.hastened("c", go):
+                await bursts.before("c", b"f")
+
+    trio.run(main, clock=trio.testing.MockClock())
+    assert told == [(False, POLICY.quiet, START + POLICY.longest)]
+
+
+def test_bursts_do_not_tell_hastened_writers_of_a_snapshot_that_failed() -> None:
+    snapshots, told = Snapshots(seconds=1.0, failures=[OSError(errno.EIO, "x")]), []
+
+    async def main() -> None:
+        bursts = snapshots.bursts(DENY)
+        bursts.recall("c")
+        with pytest.raises(OSError, match="x"), bursts.hastened("c", lambda *window: told.append(window)):
+            await bursts.before("c", b"f")
+
+    simulate(main)
+    assert told == []
 
 
 def test_bursts_remember_across_restarts(tmp_path: Path) -> None:
