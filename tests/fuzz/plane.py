@@ -207,7 +207,7 @@ class Fuzzer:
             elif choice == 3:
                 one.mkdir()
             else:
-                one.write_bytes(b"from elsewhere")
+                _write(one, b"from elsewhere")
 
     # -- all together ------------------------------------------------------------------------------
 
@@ -276,6 +276,16 @@ def prepare(top: Path) -> None:
     (top / "other/nested/a").write_text("nested")
     (top / "in/f").write_text("f")
     (top / "out").write_text("out")
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file whatever the requests have made of it: a FIFO is not waited for, no link is followed."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK | os.O_NOFOLLOW
+    file = os.open(path, flags, 0o644)
+    try:
+        os.write(file, data)
+    finally:
+        os.close(file)
 
 
 def fuzz(top: Path, count: int, seed: int) -> str:
