@@ -367,6 +367,10 @@ class Driver(ABC):
         """A layer that an additional layer store serves, ``None`` if no store does; ``NotSupported``."""
         raise NotSupported(f"driver {self.name} uses no additional layer stores")
 
+    def served_by(self, layer_id: str) -> AdditionalLayer | None:
+        """Where an adopted layer has its content, ``None`` if that is its own; :meth:`adopt`."""
+        raise NotSupported(f"driver {self.name} uses no additional layer stores")
+
     def adopt(self, layer: AdditionalLayer, layer_id: str, parent: str | None = None) -> None:
         """Make a layer whose content stays in its layer store; ``NotSupported``, and as :meth:`create`."""
         raise NotSupported(f"driver {self.name} uses no additional layer stores")

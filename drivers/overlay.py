@@ -422,6 +422,11 @@ class OverlayDriver(NaiveDiff, Driver):
         """A layer by its digest in the additional layer stores; ``None`` if no store serves it."""
         return find_additional_layer(self._settings.layer_stores, digest, reference)
 
+    def served_by(self, layer_id: str) -> AdditionalLayer | None:
+        """Where an adopted layer has its content; ``None`` if that is its own."""
+        path = additional_layer_path(self.place(layer_id))
+        return AdditionalLayer(Path(path)) if path else None
+
     def adopt(self, layer: AdditionalLayer, layer_id: str, parent: str | None = None) -> None:
         """Make a layer of ours whose content stays in its store, which counts us as a user."""
         layer.use()

@@ -404,6 +404,7 @@ def config(subject: Subject) -> str:
             f"{subject.site.store.driver_name}{'' if options.driver else ' (chosen by the graphroot)'}",
         ),
         ("driver options", " ".join(options.driver_options)),
+        ("image store, only read", options.image_store),
         ("additional image stores", " ".join(options.additional_image_stores)),
     ]
     return lines([*(f"# {name}: {value}" for name, value in pairs if value), str(subject.site.settings)])

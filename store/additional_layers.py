@@ -68,6 +68,23 @@ class AdditionalLayers(Creations):
         served = self.driver.find_additional_layer(digest, reference)
         if served is None:
             raise LayerUnknown(f"no additional layer store has a layer of digest {digest}")
+        return self._in_use(digest, served)
+
+    def lookup_additional_layer_by_id(self, key: str) -> FoundLayer:
+        """What a layer of ours has its content from; ``LookupAdditionalLayerByID``.
+
+        Raises:
+            LayerUnknown: no such layer, or its content is its own.
+            BadRecord: what the layer store tells about it cannot be understood.
+            drivers.errors.NotSupported: the graph driver cannot use layer stores.
+        """
+        layer = self.layer(key)
+        served = self.driver.served_by(layer.id)
+        if served is None:
+            raise LayerUnknown(f"the content of layer {layer.id} is in no additional layer store")
+        return self._in_use(served.path.name, served)
+
+    def _in_use(self, digest: str, served: AdditionalLayer) -> FoundLayer:
         served.use()
         try:
             record = decode(Layer, {"id": digest, **json.loads(served.info())})

@@ -32,6 +32,8 @@ class StoreOptions:
         driver_options: ``<driver>.<key>=<value>`` texts.
         driver_priority: drivers to try first when none is named.
         additional_image_stores: graphroots of read-only stores whose images are usable here.
+        image_store: graphroot of a split image store; empty if images are in ``graphroot``. It is read, like
+            the additional ones, and new images go into ``graphroot``.
         uidmap, gidmap: mapping of layers that ask for none; empty is the identity.
         root_auto_userns_user: whose subordinate IDs automatic user namespaces take; empty is ``containers``.
         auto_userns_min_size, auto_userns_max_size: bounds of an automatic user namespace, in IDs.
@@ -52,6 +54,7 @@ class StoreOptions:
     driver_options: tuple[str, ...] = ()
     driver_priority: tuple[str, ...] = ()
     additional_image_stores: tuple[str, ...] = ()
+    image_store: str = ""
     uidmap: tuple[IDMap, ...] = ()
     gidmap: tuple[IDMap, ...] = ()
     root_auto_userns_user: str = ""
@@ -80,6 +83,7 @@ _STORAGE: Final = {
     "runroot": _TEXT,
     "rootless_storage_path": _TEXT,
     "driver_priority": _LIST,
+    "imagestore": _TEXT,
     "transient_store": _BOOL,
     "options": _TABLE,
 }
@@ -89,6 +93,7 @@ _OPTIONS: Final = {
     "auto-userns-max-size": _NUMBER,
     "auto-userns-min-size": _NUMBER,
     "disable-volatile": _BOOL,
+    "imagestore": _TEXT,
     "pull_options": _TABLE,
     "remap-gids": _TEXT,
     "remap-group": _TEXT,
@@ -110,8 +115,6 @@ _GENERIC: Final = {
 containers/storage 1.43 gives them to whatever driver is configured, which breaks btrfs."""
 _DRIVERS: Final = ("btrfs", "overlay", "vfs", "zfs", "aufs", "thinpool")
 _UNSUPPORTED: Final = {
-    ("storage", "imagestore"),
-    ("storage.options", "imagestore"),
     ("storage.options", "ostree_repo"),
     ("storage.options", "use_composefs"),
 }
@@ -302,6 +305,7 @@ def _from_tables(tables: dict[str, Any], env: Mapping[str, str], uid: int) -> St
         driver_options=chosen,
         driver_priority=tuple(tables.get("driver_priority", ())),
         additional_image_stores=stores,
+        image_store=expand(tables.get("imagestore") or options.get("imagestore", "")),
         uidmap=uids,
         gidmap=gids,
         root_auto_userns_user=options.get("root-auto-userns-user", ""),

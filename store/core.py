@@ -96,7 +96,7 @@ class StoreCore:
                 self._driver = self._driver or open_driver(
                     self.graphroot,
                     self.options.driver,
-                    (*self.options.driver_options, f"overlay.runroot={self.runroot}"),
+                    (*self._driver_options(), f"overlay.runroot={self.runroot}"),
                     self.options.driver_priority,
                 )
         return self._driver
@@ -108,6 +108,16 @@ class StoreCore:
             return name
         prior = () if name else prior_drivers(self.graphroot)
         return prior[0] if len(prior) == 1 and not self.options.driver_priority and prior[0] != "vfs" else ""
+
+    def _driver_options(self) -> Iterator[str]:
+        """The options given, and the split image store as the first of the stores to look in."""
+        yield from self.options.driver_options
+        if (store := self.image_store) is None:
+            return
+        given = dict(option.split("=", 1) for option in self.options.driver_options if "=" in option)
+        for name in driver_names():
+            more = given.get(f"{name}.imagestore", "")
+            yield f"{name}.imagestore={store},{more}" if more else f"{name}.imagestore={store}"
 
     @contextmanager
     def _opening(self) -> Iterator[None]:
@@ -134,6 +144,13 @@ class StoreCore:
     def transient_store(self) -> bool:
         """Whether a reboot empties the store of its containers; ``TransientStore``."""
         return self.options.transient_store
+
+    @property
+    def image_store(self) -> Path | None:
+        """The split image store, if there is one; ``ImageStore``. It is read, not written."""
+        given = self.options.image_store
+        path = Path(os.path.abspath(given)) if given else None
+        return None if path == self.graphroot else path
 
     def table_directory(self, kind: str) -> Path:
         """``<graphroot>/<driver>-<kind>``; ``kind`` is ``layers``, ``images`` or ``containers``."""
@@ -171,8 +188,9 @@ class StoreCore:
     def _additional_tables(self) -> Iterator[Tables]:
         configured = [Path(path) for path in self.options.additional_image_stores]
         mentioned = any("imagestore=" in option for option in self.options.driver_options)
-        roots = dict.fromkeys([*(self.driver.additional_image_stores() if mentioned else ()), *configured])
-        for root in roots:
+        split = [] if self.image_store is None else [self.image_store]
+        others = self.driver.additional_image_stores() if mentioned else ()
+        for root in dict.fromkeys([*split, *others, *configured]):
             name = self.driver_name
             run = root / f"{name}-layers"
             yield Tables(

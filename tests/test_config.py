@@ -187,8 +187,15 @@ transient = 1
 
 
 def test_unsupported_keys_are_named(tmp_path):
-    warnings = load(tmp_path, '[storage]\nimagestore = "/i"\ntransient_store = true\n').warnings
-    assert warnings == (f"{tmp_path}/own.conf:2: imagestore in [storage] is not supported and ignored",)
+    warnings = load(tmp_path, '[storage.options]\nuse_composefs = "true"\n').warnings
+    where = f"{tmp_path}/own.conf:2"
+    assert warnings == (f"{where}: use_composefs in [storage.options] is not supported and ignored",)
+
+
+@pytest.mark.parametrize("table", ["storage", "storage.options"])
+def test_split_image_store(tmp_path, table):
+    options = load(tmp_path, f'[{table}]\nimagestore = "/i"\n')
+    assert (options.image_store, options.warnings) == ("/i", ())
 
 
 @pytest.mark.parametrize(

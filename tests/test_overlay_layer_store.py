@@ -164,7 +164,12 @@ def test_store_puts_a_looked_up_layer_and_releases_it(ext4_dir: Path, served: Se
         assert served.told() == ["use", "use", "release"]
         assert (layer.id, layer.compressed_digest, layer.diff_size) == (A, layer_store.DIGEST, 1024)
         assert store.layers_by_compressed_digest(layer_store.DIGEST) == [store.layer("lazy")]
+        by_id = store.lookup_additional_layer_by_id(A)
+        assert (by_id.digest, by_id.served) == (layer_store.DIGEST, found.served)
+        by_id.release()
         above = store.create_layer(parent="lazy")
+        with pytest.raises(LayerUnknown, match="is in no additional layer store"):
+            store.lookup_additional_layer_by_id(above.id)
         with store.driver.mounted(above.id) as tree:
             assert (tree / "file").read_bytes() == layer_store.CONTENT
         again = store.lookup_additional_layer(layer_store.DIGEST, layer_store.REFERENCE)
@@ -184,4 +189,7 @@ def test_drivers_without_layer_stores_say_so(btrfs_dir: Path, driver: str) -> No
     store = Store(StoreOptions(graphroot=str(btrfs_dir / "g"), runroot=str(btrfs_dir / "r"), driver=driver))
     with pytest.raises(NotSupported, match="uses no additional layer stores"):
         store.lookup_additional_layer(layer_store.DIGEST)
+    layer = store.create_layer()
+    with pytest.raises(NotSupported, match="uses no additional layer stores"):
+        store.lookup_additional_layer_by_id(layer.id)
     store.shutdown(force=True)
