@@ -50,8 +50,6 @@ class BigDataItem(Kind):
 class BigData(DirectoryKind):
     """All blobs of an object; ``/`` in a key is written ``%2F``."""
 
-    blocking = True
-
     def lookup(self, node: Node, name: str) -> Node | None:
         """The item of that key."""
         part = _item(node, name)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fsd.contents import Content
+    from fsd.diffs import Sizes
     from fsd.nodes import Kind, Node
     from store.records import Layer
 
@@ -58,8 +59,14 @@ def pair_of(subject: Subject) -> Pair:
 # -- files -------------------------------------------------------------------------------------
 
 
+def _sizes(subject: Subject) -> Sizes:
+    """Sizes of both files; a listing asks for them one after the other."""
+    site, pair = subject.site, pair_of(subject)
+    return site.live.once(("differences", pair.key), lambda: site.diffs.sizes(pair))
+
+
 def _changes_size(subject: Subject) -> int:
-    return subject.site.diffs.sizes(pair_of(subject)).changes
+    return _sizes(subject).changes
 
 
 def _changes(subject: Subject) -> Content:
@@ -75,7 +82,7 @@ def _exact_layer(subject: Subject) -> Layer | None:
 def archive_size(subject: Subject) -> int:
     """Bytes of ``diff.tar``."""
     layer = _exact_layer(subject)
-    return layer.diff_size if layer else subject.site.diffs.sizes(pair_of(subject)).archive
+    return layer.diff_size if layer else _sizes(subject).archive
 
 
 def archive(subject: Subject) -> Content:

@@ -12,19 +12,20 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from fsd.naming import Places, place, replaced
 from store.records import parse_time
 from store.watching import differing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
     from store.catalog import Catalog
     from store.records import Container, Image, Layer
     from store.store import Store
 
+T = TypeVar("T")
 Table = Literal["layers", "images", "containers"]
 TABLES: tuple[Table, ...] = ("layers", "images", "containers")
 RESERVED = frozenset({".import"})
@@ -78,12 +79,22 @@ class Live:
     @contextmanager
     def held(self) -> Iterator[Now]:
         """The current reading, which this thread goes on seeing inside the block."""
-        before = getattr(self._held, "now", None)
+        before = getattr(self._held, "now", None), getattr(self._held, "found", None)
         now = self._held.now = self.now()
+        self._held.found = {}
         try:
             yield now
         finally:
-            self._held.now = before
+            self._held.now, self._held.found = before
+
+    def once(self, key: Hashable, find: Callable[[], T]) -> T:
+        """What ``find`` gives; inside a :meth:`held` block it is called once for a key."""
+        found: dict[Hashable, T] | None = getattr(self._held, "found", None)
+        if found is None:
+            return find()
+        if key not in found:
+            found[key] = find()
+        return found[key]
 
     def now(self) -> Now:
         """The current reading; three stats when nothing changed."""

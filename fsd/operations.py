@@ -392,8 +392,13 @@ class Operations(pyfuse3.Operations):
 
     async def _call(self, node: Node, method: Callable[..., Any], *args: Any) -> Any:
         if node.kind.blocking:
-            return await trio.to_thread.run_sync(method, node, *args)
-        return method(node, *args)
+            return await trio.to_thread.run_sync(self._at_once, method, node, *args)
+        return self._at_once(method, node, *args)
+
+    def _at_once(self, method: Callable[..., Any], *args: Any) -> Any:
+        """The result of a method that sees the store as it is at one moment."""
+        with self.site.live.held():
+            return method(*args)
 
     async def _work(self, method: Callable[..., Any], *args: Any) -> Any:
         return await trio.to_thread.run_sync(method, *args)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fsd.graph import Item
     from fsd.live import Table
     from fsd.site import ObjectSubject, Subject
+    from store.sizes import Figures
 
 # -- values ------------------------------------------------------------------------------------
 
@@ -307,21 +308,27 @@ def on_write(container: ContainerSubject) -> str:
     return settings.get(ON_WRITE, container.site.settings.on_write.containers)
 
 
+def _figures(subject: ObjectSubject) -> Figures | None:
+    """What was last measured of the object; three of its files show a part of it."""
+    site, table, id_ = subject.site, subject.table, subject.id
+    return site.live.once(("figures", table, id_), lambda: site.sizes.get(table, id_))
+
+
 def size(subject: ObjectSubject) -> str:
     """Bytes the object holds, as last measured; empty before."""
-    figures = subject.site.sizes.get(subject.table, subject.id)
+    figures = _figures(subject)
     return str(figures.size) if figures else ""
 
 
 def exclusive(subject: ObjectSubject) -> str:
     """Bytes on disk that only this object refers to, as last measured; empty where that is not known."""
-    figures = subject.site.sizes.get(subject.table, subject.id)
+    figures = _figures(subject)
     return "" if figures is None or figures.exclusive is None else str(figures.exclusive)
 
 
 def measured(subject: ObjectSubject) -> str:
     """When ``size`` and ``exclusive`` were measured; empty before."""
-    figures = subject.site.sizes.get(subject.table, subject.id)
+    figures = _figures(subject)
     return moment(figures.measured_ns) if figures else ""
 
 

@@ -109,7 +109,8 @@ class ObjectSubject(Subject):
 
     def changed_ns(self) -> int:
         """When its record last changed."""
-        return self.site.live.changed_ns(self.table, self.id)
+        live = self.site.live
+        return live.once(("changed", self.table, self.id), lambda: live.changed_ns(self.table, self.id))
 
     def found(self) -> Layer | Image | Container:
         """The record; the table's "unknown" error when it is gone."""
