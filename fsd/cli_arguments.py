@@ -18,6 +18,9 @@ THE_IMAGE = Argument("IMAGE", "name, short name, ID, beginning of an ID, or dige
 TREE = "image, layer, container, or a snapshot as CONTAINER@SNAPSHOT"
 PLACE = Argument("OBJECT[:PATH]", f"{TREE}, and a path in it", "", SOURCE)
 OUTPUT = Option("-o --output", "write to this file instead of standard output", "FILE", complete=FILE)
+TAR = Option(
+    "--tar", "write the changes as an archive to this file (- for standard output)", "FILE", complete=FILE
+)
 NO_POOL = Option("--no-pool", "never make the embedded pool")
 REGISTRY = (
     Option("--tls-verify", "whether the registry must prove who it is", choices=("true", "false")),

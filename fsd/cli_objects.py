@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fsd.cli_rows import Row
+    from fsd.cli_store import Session
+    from store.objects import Found
 
 
 def create(args: argparse.Namespace) -> int:
@@ -190,17 +192,41 @@ def limit(args: argparse.Namespace) -> int:
 
 
 def on_write(args: argparse.Namespace) -> int:
-    """``fsd on-write``."""
-    from store.timer import ON_WRITE
+    """``fsd on-write``: an object that is no image is a container."""
+    from store.objects import find_object
 
     with open_session(args) as session:
-        container = session.store.container(args.container)
-        state, obj = session.history.state, f"containers/{container.id}"
-        if args.choice is not None:
-            state.set_setting(obj, ON_WRITE, args.choice)
-        choice = state.settings(obj).get(ON_WRITE, session.settings.on_write.containers)
-    row = object_row("containers", container.id, container.names) | {"on-write": choice}
-    return say(args, row, "" if args.choice else choice)
+        found = find_object(session.store, args.object, ("containers", "images"))
+        row = object_row(found.table, found.id, found.record.names)
+        row |= (_image_on_write if found.table == "images" else _container_on_write)(args, session, found)
+    return say(args, row, "" if args.choice else " ".join(filter(None, (row["on-write"], row.get("draft")))))
+
+
+def _container_on_write(args: argparse.Namespace, session: Session, found: Found) -> Row:
+    from fsd.settings import ON_WRITE as CHOICES
+    from store.errors import BadValue
+    from store.timer import ON_WRITE
+
+    state, obj = session.history.state, f"containers/{found.id}"
+    if args.choice is not None:
+        if args.choice not in CHOICES:
+            raise BadValue(f"{args.choice!r} is for images; a container takes one of {', '.join(CHOICES)}")
+        state.set_setting(obj, ON_WRITE, args.choice)
+    return {"on-write": state.settings(obj).get(ON_WRITE, session.settings.on_write.containers)}
+
+
+def _image_on_write(args: argparse.Namespace, session: Session, found: Found) -> Row:
+    """Whether a write to the image opens a draft, and the container that is the open one."""
+    from store import drafts
+
+    store, state = session.store, session.history.state
+    if args.choice is not None:
+        drafts.choose(store, state, store.image(found.id), args.choice)
+    draft = drafts.draft_of(state, store.catalog(), found.id)
+    return {
+        "on-write": drafts.choice_of(state, found.id),
+        "draft": f"containers/{draft.names[0] if draft.names else draft.id}" if draft else None,
+    }
 
 
 # -- pins ------------------------------------------------------------------------------------------

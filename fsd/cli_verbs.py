@@ -162,12 +162,7 @@ VERBS = (
         "cli_lists.changes",
         "what an object changes: A added, C changed, D deleted",
         Arg("OBJECT", f"{of.TREE}; a snapshot shows what changed since", "", SOURCE),
-        Option(
-            "--tar",
-            "write the changes as an archive to this file (- for standard output)",
-            "FILE",
-            complete=FILE,
-        ),
+        of.TAR,
         question=True,
     ),
     Verb(
@@ -178,12 +173,7 @@ VERBS = (
         Arg("A", of.TREE, "", SOURCE),
         Arg("B", of.TREE, "", SOURCE),
         Option("-q --quiet", "print nothing; exit 1 if they differ"),
-        Option(
-            "--tar",
-            "write the changes as an archive to this file (- for standard output)",
-            "FILE",
-            complete=FILE,
-        ),
+        of.TAR,
         question=True,
     ),
     Verb(
@@ -342,9 +332,14 @@ VERBS = (
         "on-write",
         CONTAINERS,
         "cli_objects.on_write",
-        "print what the first write of a burst does, or choose it",
-        of.THE_CONTAINER,
-        Arg("CHOICE", "take a snapshot first, or do nothing", "?", choices=("snapshot", "none")),
+        "print what the first write to a container or image does, or choose it",
+        Arg("OBJECT", "container or image; images/X, containers/X say which", "", OBJECT),
+        Arg(
+            "CHOICE",
+            "container: take a snapshot first, or none; image: open a draft, or deny the write",
+            "?",
+            choices=("snapshot", "none", "draft", "deny"),
+        ),
     ),
     Verb(
         "import",

@@ -24,7 +24,7 @@ from fsd.bursts import NOISE, BurstPolicy, Bursts
 from fsd.control import snapshot_before_write
 from fsd.errnos import Failure, errno_of, explain
 from fsd.exports import Exports
-from fsd.followers import follow
+from fsd.followers import choices_of_containers, follow
 from fsd.operations import Operations
 from fsd.plane import Plane, unmount
 from fsd.plane import mount as plane_mount
@@ -33,7 +33,6 @@ from fsd.settings import load_settings, settings_path
 from fsd.site import ContainerSubject, Site
 from fsd.views import Views
 from store.history import History
-from store.timer import ON_WRITE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,7 +85,7 @@ def run(
         views.ask_again(container)
 
     site.configure_bursts = configure
-    for obj, choice in site.history.state.settings_of(ON_WRITE).items():
+    for obj, choice in choices_of_containers(site).items():
         configure(obj.removeprefix("containers/"), choice)
     operations = Operations(site, views)
     pyfuse3.init(operations, plane.hand_over(), set())

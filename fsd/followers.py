@@ -14,6 +14,7 @@ import trio
 from fsd.live import TABLES
 from fsd.tables import directory_key
 from fsd.watch import Watch
+from store.drafts import settings_of_images
 from store.timer import ON_WRITE
 from store.watching import differing
 
@@ -51,7 +52,7 @@ async def follow(site: Site, inodes: Inodes, views: Views) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_follow_tables, site, inodes)
         nursery.start_soon(_sweep_views, views)
-        nursery.start_soon(_follow_choices, site)
+        nursery.start_soon(_follow_choices, site, inodes)
         nursery.start_soon(_every, MEASURE_SECONDS, site.diffs.measure_wanted)
         nursery.start_soon(_every, SIZE_SECONDS, functools.partial(site.sizes.refresh, SIZE_BUDGET))
         if site.history.supported:
@@ -116,9 +117,15 @@ def _invalidate(before: Now, now: Now, inodes: Inodes) -> None:
             pyfuse3.invalidate_entry_async(number, pyfuse3.FileNameT(os.fsencode(name)), ignore_enoent=True)
 
     for container_id in differing(before.catalog, now.catalog, "containers"):
-        number = inodes.find(f"containers:{container_id}")
-        if number is not None and now.catalog.container(container_id) is not None:
-            pyfuse3.invalidate_entry_async(number, pyfuse3.FileNameT(b"rootfs"), ignore_enoent=True)
+        if now.catalog.container(container_id) is not None:
+            _forget_rootfs(inodes, f"containers:{container_id}")
+
+
+def _forget_rootfs(inodes: Inodes, key: str) -> None:
+    """Let the kernel ask again what an object's ``rootfs`` is."""
+    number = inodes.find(key)
+    if number is not None:
+        pyfuse3.invalidate_entry_async(number, pyfuse3.FileNameT(b"rootfs"), ignore_enoent=True)
 
 
 def _changed_listings(before: Now, now: Now) -> Iterator[tuple[Table, str, list[str]]]:
@@ -136,22 +143,39 @@ def _changed_listings(before: Now, now: Now) -> Iterator[tuple[Table, str, list[
                 yield table, directory, list(dict.fromkeys(moved + gone))
 
 
-async def _follow_choices(site: Site) -> None:
-    """Let a container's ``on-write`` be in force that another process chose (``fsd on-write``)."""
-    read = functools.partial(site.history.state.settings_of, ON_WRITE)
-    before = await trio.to_thread.run_sync(read)
+async def _follow_choices(site: Site, inodes: Inodes) -> None:
+    """Let an ``on-write`` be in force that another process chose (``fsd on-write``), or a draft it ended."""
+
+    def read() -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
+        return choices_of_containers(site), settings_of_images(site.history.state)
+
+    containers, images = await trio.to_thread.run_sync(read)
     while True:
         await trio.sleep(CHOICE_SECONDS)
+        before = containers, images
         try:
-            now = await trio.to_thread.run_sync(read)
+            containers, images = await trio.to_thread.run_sync(read)
         except OSError:
             log.exception("the choices of on-write cannot be read; the next look comes in a moment")
             continue
-        for obj in before.keys() | now.keys():
-            if before.get(obj) != now.get(obj):
-                choice = now.get(obj, site.settings.on_write.containers)
+        for obj in before[0].keys() | containers.keys():
+            if before[0].get(obj) != containers.get(obj):
+                choice = containers.get(obj, site.settings.on_write.containers)
                 site.configure_bursts(obj.removeprefix("containers/"), choice)
-        before = now
+        for image in before[1].keys() | images.keys():
+            if _shows_another(before[1].get(image, ("", "")), images.get(image, ("", ""))):
+                _forget_rootfs(inodes, f"images:{image}")
+
+
+def _shows_another(before: tuple[str, str], now: tuple[str, str]) -> bool:
+    """Whether an image's ``rootfs`` became another view; a draft that opened is shown by the same one."""
+    return before[0] != now[0] or before[1] not in ("", now[1])
+
+
+def choices_of_containers(site: Site) -> dict[str, str]:
+    """What is chosen for containers; for images, which may have drafts, the store is asked at every look."""
+    chosen = site.history.state.settings_of(ON_WRITE).items()
+    return {obj: choice for obj, choice in chosen if obj.startswith("containers/")}
 
 
 async def _every(seconds: float, work: Callable[[], object]) -> None:
