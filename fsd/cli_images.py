@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -37,7 +38,7 @@ class ToolError(MountError):
 @contextlib.contextmanager
 def archive_at(path: str, label: str = "importing") -> Iterator[BinaryIO]:
     """The archive to read; a file's progress shows on a terminal."""
-    from store.packing import counted
+    from store.archive_files import counted
 
     if path == "-":
         yield sys.stdin.buffer
@@ -107,6 +108,7 @@ def export_tree(args: argparse.Namespace) -> int:
 def commit_container(args: argparse.Namespace) -> int:
     """``fsd commit``."""
     from store.commit import commit
+    from store.drafts import end_draft
 
     with open_session(args) as session:
         image = commit(
@@ -117,6 +119,7 @@ def commit_container(args: argparse.Namespace) -> int:
             comment=args.message,
             state=session.history.state,
         )
+        end_draft(session.history.state, session.store.container(args.container).id)
     return say(args, object_row("images", image.id, image.names), image.id)
 
 
@@ -125,11 +128,15 @@ def commit_container(args: argparse.Namespace) -> int:
 
 def load(args: argparse.Namespace) -> int:
     """``fsd load``."""
-    from store.archives import load_archive, load_layout
+    from store.archives import layout_size, load_archive, load_layout
 
     if os.path.isdir(args.archive):
-        with open_store(args, make_pool=not args.no_pool) as store:
-            return _say_images(args, load_layout(store, Path(args.archive)))
+        layout = Path(args.archive)
+        with (
+            open_store(args, make_pool=not args.no_pool) as store,
+            output.Progress("loading", layout_size(layout), passes=READ_TWICE) as progress,
+        ):
+            return _say_images(args, load_layout(store, layout, progress=progress.add))
     with (
         archive_at(args.archive, "loading") as archive,
         open_store(args, make_pool=not args.no_pool) as store,
@@ -156,7 +163,7 @@ def _say_images(args: argparse.Namespace, images: Sequence[Image]) -> int:
 def copy(args: argparse.Namespace) -> int:
     """``fsd copy``: to or from this store."""
     from fsd.cli import Usage
-    from store.packing import REGISTRY, copy_in, copy_out, parse_place, size_of
+    from store.packing import REGISTRY, copy_in, copy_out, parse_place, size_of, size_of_source
 
     source, target = parse_place(getattr(args, "from")), parse_place(args.to)
     if not source.here and not target.here:
@@ -181,17 +188,13 @@ def copy(args: argparse.Namespace) -> int:
             with output.Progress("copying", total) as progress:
                 copy_out(store, source.name, target, progress.add)
             return say(args, {"copied": source.name, "to": args.to, "size": total})
-        with output.Progress("copying", _size(source.location), passes=READ_TWICE) as progress:
+        with output.Progress("copying", size_of_source(source), passes=READ_TWICE) as progress:
             images = copy_in(store, source, progress.add)
         if target.name:
             from store import objects
 
             images = [objects.tag(store, images[0].id, [target.name]), *images[1:]]
         return _say_images(args, images)
-
-
-def _size(path: str) -> int:
-    return os.path.getsize(path) if os.path.isfile(path) else 0
 
 
 def pull(args: argparse.Namespace) -> int:
@@ -202,12 +205,14 @@ def pull(args: argparse.Namespace) -> int:
 
 
 def push(args: argparse.Namespace) -> int:
-    """``fsd push``."""
+    """``fsd push``: to the name the image was called by, where no other is given."""
+    from store.names import candidates
     from store.objects import find_object
 
     with open_store(args, make=False) as store:
         found = find_object(store, args.image, ("images",))
-        return _registry(args, store, found.id, (args.name or found.label).removeprefix("docker://"), False)
+        own = next((name for name in candidates(args.image) if name in found.record.names), found.label)
+        return _registry(args, store, found.id, (args.name or own).removeprefix("docker://"), False)
 
 
 def _registry(args: argparse.Namespace, store: Store, image: str, remote: str, inward: bool) -> int:
@@ -243,5 +248,18 @@ def _skopeo(args: argparse.Namespace, source: str, target: str, side: str) -> No
         [*argv, source, target], stdout=shown, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, check=False
     )
     if done.returncode:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise ToolError(f"skopeo: {lines[-1] if lines else f'it ended with {done.returncode}'}")
+        said = _message(done.stderr.decode(errors="replace"))
+        raise ToolError(f"skopeo: {said or f'it ended with {done.returncode}'}")
+
+
+def _message(log: str) -> str:
+    """The text of the last line of a log, which is ``time="…" level=fatal msg="…"`` where nobody watches."""
+    import json
+
+    line = (log.strip().splitlines() or [""])[-1]
+    quoted = re.search(r' msg=("(?:[^"\\]|\\.)*")', line)
+    if quoted is None:
+        return line
+    with contextlib.suppress(ValueError):
+        return str(json.loads(quoted[1]))
+    return quoted[1].strip('"')

@@ -19,8 +19,11 @@ from store.blobs import unnamed_file
 from store.codec import loads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    Progress = Callable[[int], None]
+    """Told of every further number of bytes that was moved."""
 
 MEMBERS = 100_000
 """Most members an image archive may have; real ones have three per layer."""
@@ -227,3 +230,23 @@ def _member(member: tarfile.TarInfo) -> _Member:
 def _clean(name: str) -> str:
     """The name from the archive's root; ``..`` stops there."""
     return posixpath.normpath(f"/{name}").lstrip("/")
+
+
+def counted(file: BinaryIO, progress: Progress | None) -> BinaryIO:
+    """``file``, with every byte read from it told to ``progress``."""
+    return file if progress is None else _Counted(file, progress)  # type: ignore[return-value]
+
+
+class _Counted:
+    """A readable stream that tells what went through it; what is read twice counts twice."""
+
+    def __init__(self, file: BinaryIO, progress: Progress) -> None:
+        self._file, self._progress = file, progress
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._progress(len(data))
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)

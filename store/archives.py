@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import io
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from drivers.errors import MalformedArchive
-from store.archive_files import DirectoryFiles, ImageFiles, archive_files, parse_document
+from store.archive_files import DirectoryFiles, ImageFiles, archive_files, counted, parse_document
 from store.blobs import measured
 from store.errors import BadName, BadValue
 from store.names import DOCKER, LOCAL, normalize
@@ -32,9 +33,10 @@ from store.oci_config import (
 from store.state import State, journal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from store.archive_files import Progress
     from store.records import Image
     from store.store import Store
 
@@ -79,22 +81,50 @@ def load_archive(store: Store, archive: BinaryIO, *, state: State | None = None)
         return _load(store, files, _contents(files), state)
 
 
-def load_layout(store: Store, directory: Path, tag: str = "", *, state: State | None = None) -> list[Image]:
+def load_layout(
+    store: Store,
+    directory: Path,
+    tag: str = "",
+    *,
+    state: State | None = None,
+    progress: Progress | None = None,
+) -> list[Image]:
     """Load the images of an OCI image layout in a directory, or the one that is called ``tag`` there.
+
+    Every byte of a layer is told to ``progress`` twice: it is read for its digest, then unpacked.
 
     Raises:
         MalformedArchive, HostileArchive; BadValue: it is no layout, or has no such image; OSError
     """
+    with _layout_files(directory) as files:
+        return _load(store, files, _oci_images(files, tag), state, progress)
+
+
+def layout_size(directory: Path, tag: str = "") -> int:
+    """Bytes of the layers that :func:`load_layout` reads; raises as that does."""
+    with _layout_files(directory) as files:
+        return sum(_plain_size(files, name) for image in _oci_images(files, tag) for name in image.layers)
+
+
+@contextmanager
+def _layout_files(directory: Path) -> Iterator[DirectoryFiles]:
     with DirectoryFiles(directory) as files:
         if "index.json" not in files:
             raise BadValue(f"{directory} has no index.json, so it is no OCI image layout")
-        return _load(store, files, _oci_images(files, tag), state)
+        yield files
 
 
-def _load(store: Store, files: ImageFiles, contents: list[Packed], state: State | None) -> list[Image]:
+def _load(
+    store: Store,
+    files: ImageFiles,
+    contents: list[Packed],
+    state: State | None,
+    progress: Progress | None = None,
+) -> list[Image]:
     """Make every image, or none; layers are kept only once all of them are there."""
     with journal(store.graphroot, state) as opened, ExitStack() as kept:
-        images = [(packed, _put_layers(store, files, packed, kept, opened)) for packed in contents]
+        put = partial(_put_layers, store, files, kept=kept, state=opened, progress=progress)
+        images = [(packed, put(packed)) for packed in contents]
         return [
             put_image(
                 store, config=packed.config, manifest=packed.manifest, layer=top, names=list(packed.names)
@@ -114,14 +144,22 @@ def _contents(files: ImageFiles) -> list[Packed]:
     )
 
 
-def _put_layers(store: Store, files: ImageFiles, packed: Packed, kept: ExitStack, state: State) -> str:
+def _put_layers(
+    store: Store,
+    files: ImageFiles,
+    packed: Packed,
+    *,
+    kept: ExitStack,
+    state: State,
+    progress: Progress | None,
+) -> str:
     """Make the layers that are not there; ``kept`` removes them unless it is left normally."""
     parent = ""
     for name, diff_id, digest in zip(packed.layers, packed.diff_ids, packed.digests, strict=True):
         wanted = layer_id(parent, diff_id)
         known = store.catalog().layer(wanted)
         if known is None or known.diff_digest != diff_id:
-            with files.open(name) as file, measured(file, store.graphroot) as blob:
+            with files.open(name) as file, measured(counted(file, progress), store.graphroot) as blob:
                 if blob.diff_digest != diff_id or digest not in ("", blob.digest):
                     raise MalformedArchive(f"layer {name} has digest {blob.diff_digest}, not {diff_id}")
                 kept.enter_context(put_layer(store, blob, parent, state))

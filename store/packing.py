@@ -16,21 +16,20 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from drivers.errors import NotSupported
 from store import codec, durable
-from store.archives import load_archive, load_layout
+from store.archive_files import counted
+from store.archives import layout_size, load_archive, load_layout
 from store.config import StoreOptions
 from store.errors import BadValue
 from store.layout import REF_NAME, docker_archive, oci_archive, oci_layout
 from store.objects import tag as add_tag
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
+    from store.archive_files import Progress
     from store.records import Image
     from store.store import Store
     from store.virtual import VirtualFile
-
-    Progress = Callable[[int], None]
-    """Told of every further number of bytes that was moved."""
 
 REGISTRY: Final = "docker"
 STORE: Final = "containers-storage"
@@ -209,6 +208,15 @@ def size_of(store: Store, key: str, place: Place) -> int:
     return packed(store, key, place.kind if place.kind in ARCHIVES else OCI_ARCHIVE).size
 
 
+def size_of_source(place: Place) -> int:
+    """Bytes that copying from ``place`` reads once; 0 where only reading tells."""
+    if place.kind == OCI:
+        return layout_size(Path(place.location), place.name)
+    if place.kind in ARCHIVES and os.path.isfile(place.location):
+        return os.path.getsize(place.location)
+    return 0
+
+
 # -- both ways -------------------------------------------------------------------------------------
 
 
@@ -238,7 +246,7 @@ def copy_in(store: Store, place: Place, progress: Progress | None = None) -> lis
         BadValue: nothing can be copied from there; and what loading raises
     """
     if place.kind == OCI:
-        return load_layout(store, Path(place.location), place.name)
+        return load_layout(store, Path(place.location), place.name, progress=progress)
     if place.kind in ARCHIVES:
         with open(place.location, "rb") as archive:
             return load_archive(store, counted(archive, progress))
@@ -263,23 +271,3 @@ def other_store(store: Store, place: Place) -> Iterator[Store]:
     options = replace(StoreOptions(graphroot=place.location, runroot=runroot), driver=place.driver)
     with AnyStore(options) as other:
         yield other
-
-
-def counted(file: BinaryIO, progress: Progress | None) -> BinaryIO:
-    """``file``, with every byte read from it told to ``progress``."""
-    return file if progress is None else _Counted(file, progress)  # type: ignore[return-value]
-
-
-class _Counted:
-    """A readable stream that tells what went through it; what is read twice counts twice."""
-
-    def __init__(self, file: BinaryIO, progress: Progress) -> None:
-        self._file, self._progress = file, progress
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        self._progress(len(data))
-        return data
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)

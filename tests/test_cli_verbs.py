@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import subprocess
-import time
 
 import pytest
 
@@ -19,7 +17,7 @@ from fsd.storage_table import BY_NAME as STORAGE_VERBS
 from fsd.storage_table import SHARED
 from store.prune import Kind
 from tests.support import loops
-from tests.support.daemon import fsd, fsd_argv, fsd_env, running
+from tests.support.daemon import fsd, fsd_argv, fsd_env
 from tests.support.features import require
 from tests.support.tools import StoreDirs, ToolBox
 
@@ -388,78 +386,3 @@ def test_pull_without_skopeo_says_how_to_get_it(dirs, tmp_path):
     )
     assert done.returncode == 125
     assert b"skopeo is not installed" in done.stderr
-
-
-# -- on a terminal, and beside a daemon ------------------------------------------------------------
-
-
-def on_terminal(dirs, *args):
-    """What a command shows on a terminal, and its exit code."""
-    leader, follower = pty.openpty()
-    argv = fsd_argv(dirs, *args)
-    with subprocess.Popen(argv, env=fsd_env(), stdin=follower, stdout=follower, stderr=follower) as process:
-        os.close(follower)
-        shown = b""
-        while True:
-            try:
-                piece = os.read(leader, 4096)
-            except OSError:
-                break
-            if not piece:
-                break
-            shown += piece
-        code = process.wait()
-    os.close(leader)
-    return shown.decode(), code
-
-
-def test_tables_have_colour_and_imports_a_bar_on_a_terminal_only(dirs, rootfs_tar):
-    shown, code = on_terminal(dirs, "images")
-    assert (code, "\x1b[1mNAME" in shown) == (0, True)
-    assert "\x1b" not in fsd(dirs, "images").stdout
-    shown, code = on_terminal(dirs, "import", rootfs_tar, "localhost/bar:1")
-    assert (code, "importing" in shown) == (0, True)
-    assert on_terminal(dirs, "export", "small:1")[1] == 2
-    fsd(dirs, "untag", "bar:1")
-
-
-def test_on_write_chosen_beside_a_daemon_is_in_force_soon(dirs, home):
-    require("fuse")
-    with running(dirs, home / "mnt2") as daemon:
-        for attempt in range(
-            6
-        ):  # each with a container that was never written, since one snapshot is for long
-            name = f"quiet{attempt}"
-            fsd(dirs, "create", name, "small:1")
-            fsd(dirs, "on-write", name, "none")
-            time.sleep(1 + attempt)
-            (daemon / f"containers/{name}/rootfs/etc/hostname").write_text("x\n")
-            if not os.listdir(daemon / f"containers/{name}/snapshots"):
-                return
-        raise AssertionError("the daemon never noticed the choice")
-
-
-def test_verbs_beside_a_daemon_show_in_its_tree(dirs, home):
-    require("fuse")
-    with running(dirs, home / "mnt") as daemon:
-        fsd(dirs, "create", "beside", "small:1")
-        assert (daemon / "containers/beside/rootfs/etc/hostname").read_text() == "fsd-test\n"
-        fsd(dirs, "snapshot", "beside", "s")
-        assert os.listdir(daemon / "containers/beside/snapshots") == ["s"]
-        fsd(dirs, "pin", "beside")
-        assert (daemon / "containers/beside/pinned").exists()
-        fsd(dirs, "unpin", "beside")
-        (daemon / "containers/beside/rootfs/etc/hostname").write_text("written\n")
-        assert fsd(dirs, "cat", "beside:/etc/hostname").stdout == "written\n"
-        assert "C /etc/hostname" in fsd(dirs, "changes", "beside").stdout.splitlines()
-        assert "fsd_uptime_seconds" in fsd(dirs, "metrics").stdout
-        assert rows(dirs, "config")["bursts"]["quiet"] == 60
-        assert fsd(dirs, "health").returncode == 0
-        assert rows(dirs, "rm", "beside")[0]["trash"] in os.listdir(daemon / "trash")
-        argv = fsd_argv(dirs, "events", "-n", "1", "--timeout", "60")
-        with subprocess.Popen(argv, env=fsd_env(), stdout=subprocess.PIPE) as watching:
-            for number in range(100):
-                fsd(dirs, "create", f"told{number}")
-                if watching.poll() is not None:
-                    break
-            assert json.loads(watching.stdout.read())["action"] == "create"
