@@ -169,7 +169,7 @@ def _set_defaults(values: Values) -> None:
     values["graph"] = options.graphroot
     values["run"] = options.runroot
     values["storage-driver"] = options.driver
-    values["storage-opt"] = list(options.driver_options)
+    values["storage-opt"] = list(options.options_for_driver())
 
 
 def _log_everything(run: Run) -> None:

@@ -68,6 +68,16 @@ class StoreOptions:
     sources: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
+    def options_for_driver(self) -> tuple[str, ...]:
+        """``driver_options``, with the split image store as the first of the stores to look in."""
+        if not self.image_store or os.path.abspath(self.image_store) == os.path.abspath(self.graphroot):
+            return self.driver_options
+        given = dict(option.split("=", 1) for option in self.driver_options if "=" in option)
+        keys = [f"{name}.imagestore" for name in ("btrfs", "overlay", "vfs")]
+        split = os.path.abspath(self.image_store)
+        stores = [",".join(filter(None, (split, given.get(key)))) for key in keys]
+        return (*self.driver_options, *map("=".join, zip(keys, stores, strict=True)))
+
 
 SYSTEM_DIRECTORIES: Final = (Path("/usr/share/containers"), Path("/etc/containers"))
 """Vendor's and administrator's configuration, in ascending precedence."""

@@ -96,7 +96,7 @@ class StoreCore:
                 self._driver = self._driver or open_driver(
                     self.graphroot,
                     self.options.driver,
-                    (*self._driver_options(), f"overlay.runroot={self.runroot}"),
+                    (*self.options.options_for_driver(), f"overlay.runroot={self.runroot}"),
                     self.options.driver_priority,
                 )
         return self._driver
@@ -108,16 +108,6 @@ class StoreCore:
             return name
         prior = () if name else prior_drivers(self.graphroot)
         return prior[0] if len(prior) == 1 and not self.options.driver_priority and prior[0] != "vfs" else ""
-
-    def _driver_options(self) -> Iterator[str]:
-        """The options given, and the split image store as the first of the stores to look in."""
-        yield from self.options.driver_options
-        if (store := self.image_store) is None:
-            return
-        given = dict(option.split("=", 1) for option in self.options.driver_options if "=" in option)
-        for name in driver_names():
-            more = given.get(f"{name}.imagestore", "")
-            yield f"{name}.imagestore={store},{more}" if more else f"{name}.imagestore={store}"
 
     @contextmanager
     def _opening(self) -> Iterator[None]:

@@ -220,7 +220,7 @@ def _exchange(store: Store, tables: Transaction, container_id: str, source: Sour
     container = tables.containers.existing(container_id)
     old = tables.layers.existing(container.layer)
     _check_pristine(store, tables, container, old)
-    _check_source(tables, source)
+    _check_source(store, tables, source)
     filled = replace(container, image=source.image, layer=new)
     with ExitStack() as undo:
         saving = Saving(undo)
@@ -266,10 +266,15 @@ def _check_pristine(store: Store, tables: Transaction, container: Container, old
             raise NotPristine(f"{label} already has files; only an empty one can be filled")
 
 
-def _check_source(tables: Transaction, source: Source) -> None:
+def _check_source(store: Store, tables: Transaction, source: Source) -> None:
     """The source may have gone between its look-up and the locks."""
-    gone = [layer for layer in (source.parent, source.template) if layer and tables.layers.get(layer) is None]
-    if gone or (source.image and tables.images.get(source.image) is None and not source.container):
+    layers = [layer for layer in (source.parent, source.template) if layer]
+    gone = [layer for layer in layers if store.layer_in(tables, layer) is None]
+    if source.image and not source.container:
+        views = [other.images.peek() for other in store.additional]
+        held = tables.images.get(source.image) or any(view.get(source.image) for view in views)
+        gone += [] if held else [source.image]
+    if gone:
         raise NoSuchSource(f"{source.label} has just been removed")
 
 
@@ -277,7 +282,7 @@ def _copy(
     store: Store, tables: Transaction, source: Source, new: str, old: Layer, container: Container
 ) -> None:
     creation = Creation(mount_label=old.mount_label, mappings=container.mappings)
-    original = tables.layers.get(source.template or source.parent)
+    original = store.layer_in(tables, source.template or source.parent)
     have = original.mappings if original else container.mappings
     if source.snapshot:
         if have != container.mappings:

@@ -58,7 +58,7 @@ class AutomaticMappings(Staging):
         """
         first: Layer | None = None
         for layer_id in (image.layer, *image.mapped_layers):
-            layer = self._layer_in(tx, layer_id)
+            layer = self.layer_in(tx, layer_id)
             if layer is None:
                 continue
             if self._fits(layer, options):
@@ -70,7 +70,8 @@ class AutomaticMappings(Staging):
             return first
         return self._mapped_copy(tx, image, first, options)
 
-    def _layer_in(self, tx: Transaction, layer_id: str) -> Layer | None:
+    def layer_in(self, tx: Transaction, layer_id: str) -> Layer | None:
+        """A layer of this store as its transaction has it, or one of an additional store."""
         found = tx.layers.get(layer_id)
         if found is not None:
             return found
@@ -92,7 +93,7 @@ class AutomaticMappings(Staging):
         )
         copy = Layer(id=new_id(), created=codec.now(), parent=top.parent, mount_label=top.mount_label)
         how = LayerOptions(template=top.id, uidmap=mappings.uids, gidmap=mappings.gids)
-        base = self._layer_in(tx, top.parent) if top.parent else None
+        base = self.layer_in(tx, top.parent) if top.parent else None
         with ExitStack() as undo:
             made = self.grow_layer(tx.layers, undo, copy, base, mappings, False, how)
             tx.layers.add(made)
@@ -125,10 +126,10 @@ class AutomaticMappings(Staging):
     def _ids_in_image(self, tx: Transaction, image: Image, wish: AutoUserNs) -> int:
         """One more than the highest ID in the image's layers and user databases, ``nobody`` aside."""
         highest = 0
-        layer = self._layer_in(tx, image.layer)
+        layer = self.layer_in(tx, image.layer)
         while layer is not None:
             highest = max(highest, *layer.uids, *layer.gids, 0)
-            layer = self._layer_in(tx, layer.parent) if layer.parent else None
+            layer = self.layer_in(tx, layer.parent) if layer.parent else None
         with self.driver.mounted(image.layer) as root:
             for name in (wish.passwd_file or "etc/passwd", wish.group_file or "etc/group"):
                 highest = max(highest, _highest_id(root, name.lstrip("/")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -196,6 +197,10 @@ def test_unsupported_keys_are_named(tmp_path):
 def test_split_image_store(tmp_path, table):
     options = load(tmp_path, f'[{table}]\nimagestore = "/i"\n')
     assert (options.image_store, options.warnings) == ("/i", ())
+    assert set(options.options_for_driver()) == {f"{n}.imagestore=/i" for n in ("btrfs", "overlay", "vfs")}
+    more = replace(options, driver_options=("vfs.imagestore=/more",)).options_for_driver()
+    assert more[-1] == "vfs.imagestore=/i,/more"
+    assert replace(options, graphroot="/i").options_for_driver() == ()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from store import fill
 from store.config import StoreOptions
 from store.errors import NotAnImage, StoreReadOnly
 from store.store import Store
@@ -61,6 +62,15 @@ def test_container_is_in_the_graphroot_and_its_image_in_the_image_store(opened, 
     records = json.loads(opened.table_directory("layers").joinpath("layers.json").read_bytes())
     assert [record["id"] for record in records] == [container.layer]
     assert {path: path.read_bytes() for path in image_store.glob("*/*.json")} == before
+
+
+def test_empty_container_is_filled_from_the_image_store(opened):
+    opened.create_container(names=["web"])
+    filled = fill.fill(opened, "web", "img")
+    assert filled.image == opened.image("img").id
+    with opened.driver.mounted(filled.layer) as tree:
+        assert (tree / "etc").is_dir()
+    assert opened.check() == []
 
 
 def test_images_of_the_image_store_are_read_and_new_ones_are_in_the_graphroot(opened, split):
