@@ -29,7 +29,7 @@ def check(args: argparse.Namespace) -> int:
         catalog = store.catalog()
         total = len(catalog.layers) + len(catalog.images) + len(catalog.containers)
         with output.Progress("checking", total, items=True) as progress:
-            found = store.check(CheckOptions(digests=args.digests), progress=progress.item)
+            found = store.check(CheckOptions(digests=args.digests, manifests=True), progress=progress.item)
         left = found
         if args.repair and found:
             left = store.repair(found, RepairOptions(remove_containers=args.remove_containers))

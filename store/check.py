@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from drivers.base import Compression
 from drivers.errors import ArchiveError, DriverError
 from drivers.errors import LayerUnknown as DriverLayerUnknown
-from store import bigdata
+from store import bigdata, mending
 from store.deletion import Deletions
 from store.diffs import Diffs
 from store.durable import remove_tree
@@ -30,8 +30,10 @@ from store.staging import Staging
 if TYPE_CHECKING:
     from store.catalog import Catalog
     from store.core import Transaction
+    from store.mending import R
     from store.records import Container, Image, Layer
     from store.segment import Broken
+    from store.table import Draft
     from store.view import View
 
 Told = Callable[[str], None]
@@ -56,6 +58,9 @@ class Kind(enum.Enum):
     MODIFIED_LAYER = "layer differs from its archive"
     MISSING_LAYER = "layer of image or container does not exist"
     MISSING_IMAGE = "image of container does not exist"
+    BAD_DIGEST = "digest that cannot be parsed"
+    BAD_KEY = "big data key that can name no file"
+    MISSING_MANIFEST = "image has no manifest"
     BAD_DATA = "big data item is missing or damaged"
     LEFTOVER = "file or directory that belongs to nothing"
 
@@ -81,11 +86,14 @@ class CheckOptions:
         unreferenced_age: seconds a layer may be unused before it counts; tools make layers first.
         digests: read layers back as archives and compare sizes and digests; reads all content.
         data: compare big data with recorded sizes and digests.
+        manifests: whether an image needs a manifest. The store does without, but podman lists no image
+            at all beside such a one.
     """
 
     unreferenced_age: float = _DAY
     digests: bool = False
     data: bool = True
+    manifests: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +166,8 @@ class Checks(Diffs, Deletions, Staging):
                 yield problem
 
     def _check_layer_data(self, layer: Layer) -> Iterator[Problem]:
-        for key in layer.big_data_names:
+        yield from _bad_keys("layers", layer)
+        for key in _usable_keys(layer):
             try:
                 self.layer_big_data(layer.id, key)
             except (StoreError, OSError) as error:
@@ -188,6 +197,13 @@ class Checks(Diffs, Deletions, Staging):
             for layer in (image.layer, *image.mapped_layers):
                 if layer and catalog.layer(layer) is None:
                     yield _image(Kind.MISSING_LAYER, image, f"its layer {layer} does not exist")
+            for digest in mending.malformed_digests(image):
+                yield _image(Kind.BAD_DIGEST, image, f"{digest!r:.100} is no digest")
+            if options.manifests and not image.read_only and mending.lacks_manifest(image):
+                yield _image(
+                    Kind.MISSING_MANIFEST, image, "podman lists no image as long as this one has none"
+                )
+            yield from _bad_keys("images", image)
             if options.data:
                 home = self._directory_of(image)
                 for text in _check_items(image, home, manifests=True):
@@ -200,6 +216,7 @@ class Checks(Diffs, Deletions, Staging):
                 yield _container(Kind.MISSING_LAYER, container, f"its layer {container.layer} does not exist")
             if container.image and catalog.image(container.image) is None:
                 yield _container(Kind.MISSING_IMAGE, container, f"its image {container.image} does not exist")
+            yield from _bad_keys("containers", container)
             if options.data:
                 for text in _check_items(container, self._directory_of(container), manifests=False):
                     yield _container(Kind.BAD_DATA, container, text)
@@ -249,8 +266,10 @@ class Checks(Diffs, Deletions, Staging):
     def repair(self, problems: Iterable[Problem], options: RepairOptions | None = None) -> list[Problem]:
         """Put right what :meth:`check` found; ``Repair``.
 
-        Damaged images go, then layers that are damaged or unused with everything made from them, then
-        what no record names. Malformed records are dropped from their table.
+        Records get digests and big data keys other tools can read, and images a manifest that says no
+        more than what their layers are. Damaged images go, then layers that are damaged or unused with
+        everything made from them, then what no record names. Malformed records are dropped from their
+        table.
 
         Returns:
             problems that remain: those of containers that may not be removed, and tables that cannot be
@@ -266,8 +285,10 @@ class Checks(Diffs, Deletions, Staging):
             return wanted
         with self._all() as tx:
             self._drop_broken_records(tx, wanted)
+            self._mend_records(tx, wanted)
             self._repair_objects(tx, wanted, options)
             self._collect(tx)
+        self._add_manifests(_ids(wanted, "images", Kind.MISSING_MANIFEST))
         kinds = {problem.kind for problem in wanted}
         return [problem for problem in self.check(_as_thorough(kinds)) if problem.kind in kinds]
 
@@ -278,6 +299,21 @@ class Checks(Diffs, Deletions, Staging):
                 if (broken.table, broken.id) in ids:
                     draft.drop_broken(broken)
             draft.flush()
+
+    def _mend_records(self, tx: Transaction, problems: list[Problem]) -> None:
+        for image_id in _ids(problems, "images", Kind.BAD_DIGEST):
+            if (image := tx.images.get(image_id)) is not None:
+                tx.images.put(mending.without_malformed_digests(image, self._directory_of(image)))
+        _drop_keys(tx.layers, _ids(problems, "layers", Kind.BAD_KEY))
+        _drop_keys(tx.images, _ids(problems, "images", Kind.BAD_KEY))
+        _drop_keys(tx.containers, _ids(problems, "containers", Kind.BAD_KEY))
+
+    def _add_manifests(self, images: set[str]) -> None:
+        catalog = self.catalog()
+        for image in [image for image in catalog.images if image.id in images]:
+            layers = catalog.chain(image.layer) if image.layer else []
+            for key, data in mending.made_up_manifest(image, layers):
+                self.set_image_big_data(image.id, key, data)
 
     def _repair_objects(self, tx: Transaction, problems: list[Problem], options: RepairOptions) -> None:
         damaged = _ids(problems, "layers", Kind.LAYER_WITHOUT_DATA, Kind.MODIFIED_LAYER, Kind.MISSING_PARENT)
@@ -331,13 +367,31 @@ def _ids(problems: Iterable[Problem], table: str, *kinds: Kind) -> set[str]:
 
 def _as_thorough(kinds: set[Kind]) -> CheckOptions:
     return CheckOptions(
-        digests=Kind.MODIFIED_LAYER in kinds, unreferenced_age=0 if Kind.UNREFERENCED_LAYER in kinds else _DAY
+        digests=Kind.MODIFIED_LAYER in kinds,
+        manifests=Kind.MISSING_MANIFEST in kinds,
+        unreferenced_age=0 if Kind.UNREFERENCED_LAYER in kinds else _DAY,
     )
+
+
+def _drop_keys(draft: Draft[R], ids: set[str]) -> None:
+    for record in [record for record in draft if record.id in ids]:
+        draft.put(mending.without_impossible_keys(record))
+
+
+def _usable_keys(record: Image | Container | Layer) -> list[str]:
+    unusable = mending.impossible_keys(record)
+    return [key for key in record.big_data_names if key not in unusable]
+
+
+def _bad_keys(table: str, record: Image | Container | Layer) -> Iterator[Problem]:
+    for key in mending.impossible_keys(record):
+        text = f"{key!r:.100} can be the key of no big data item"
+        yield Problem(kind=Kind.BAD_KEY, table=table, id=record.id, text=text)
 
 
 def _check_items(record: Image | Container, home: Path, *, manifests: bool) -> Iterator[str]:
     """Texts about big data items that are not what the record says."""
-    for key in record.big_data_names:
+    for key in _usable_keys(record):
         try:
             data = bigdata.read(home, key)
         except (StoreError, OSError) as error:
@@ -346,7 +400,7 @@ def _check_items(record: Image | Container, home: Path, *, manifests: bool) -> I
         size, digest = record.big_data_sizes.get(key), record.big_data_digests.get(key)
         if size is not None and size != len(data):
             yield f"item {key!r} has {len(data)} bytes, {size} are recorded"
-        elif digest and digest.startswith("sha256:") and not (manifests and key.startswith(bigdata.MANIFEST)):
+        elif digest and mending.is_sha256(digest) and not (manifests and key.startswith(bigdata.MANIFEST)):
             actual = bigdata.digest_of(data)
             if actual != digest:
                 yield f"item {key!r} has digest {actual}, {digest} is recorded"

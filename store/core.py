@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 from drivers import driver_names, open_driver, prior_drivers
+from drivers.errors import BadLayerID
 from drivers.errors import LayerUnknown as DriverLayerUnknown
 from store.catalog import Catalog
 from store.config import StoreOptions, load_options
@@ -286,12 +287,15 @@ class StoreCore:
         return list(removed)
 
     def discard_layer(self, draft: LayerDraft, layer: Layer) -> None:
-        """Remove a layer whose record is already flagged incomplete: content, files, record; then save."""
-        with suppress(DriverLayerUnknown):
-            self.driver.remove(layer.id)
-        directory = self.table_directory("layers")
-        (directory / f"{layer.id}.tar-split.gz").unlink(missing_ok=True)
-        remove_tree(directory / layer.id)
+        """Remove a layer whose record is already flagged incomplete: content, files, record; then save.
+
+        An ID no driver takes has no content and no files: paths made of it would lead elsewhere.
+        """
+        with suppress(BadLayerID):
+            with suppress(DriverLayerUnknown):
+                self.driver.remove(layer.id)
+            remove_tree(self.tar_split_path(layer.id))
+            remove_tree(self.table_directory("layers") / layer.id)
         draft.remove(layer.id)
         draft.flush()
 

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from drivers.errors import BadLayerID
 from drivers.errors import LayerUnknown as DriverLayerUnknown
 from store.core import StoreCore, Transaction
 from store.durable import remove_tree
@@ -215,7 +216,7 @@ class Deletions(StoreCore):
     def _drop_layer(self, tx: Transaction, layer: Layer) -> None:
         mount = tx.layers.mounts.get(layer.id)
         for _ in range(mount.count if mount is not None else 0):
-            with suppress(DriverLayerUnknown):
+            with suppress(DriverLayerUnknown, BadLayerID):
                 self.driver.put(layer.id)
         tx.layers.mounts.set(layer.id, "", 0)
         self.discard_layer(tx.layers, tx.layers.flag_incomplete(layer))
