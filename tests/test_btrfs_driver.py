@@ -24,6 +24,7 @@ from drivers.errors import (
     PrerequisitesMissing,
 )
 from drivers.idmap import IDMap, IDMappings
+from tests.support.features import lacking
 from tests.support.loops import loop_mount, run
 
 if TYPE_CHECKING:
@@ -371,7 +372,7 @@ def test_ownership_by_extents_tells_own_from_shared(driver: BtrfsDriver) -> None
 
 def test_idmapped_views_are_shared_counted_and_read_only_when_asked(driver: BtrfsDriver) -> None:
     if not driver.supports_shifting():
-        pytest.skip("no idmapped mounts here")
+        lacking("no idmapped mounts here")
     driver.create("layer")
     mappings = IDMappings((IDMap(0, 100000, 65536),), (IDMap(0, 100000, 65536),))
     writable = MountOptions(mappings=mappings)

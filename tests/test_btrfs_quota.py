@@ -15,6 +15,7 @@ from drivers.base import Creation
 from drivers.btrfs import BtrfsDriver
 from drivers.btrfs_quota import Mode
 from drivers.errors import BadOption, LayerUnknown
+from tests.support.features import lacking
 from tests.support.loops import loop_mount, run
 from tests.support.tools import StoreDirs, ToolBox, ToolFailed
 
@@ -47,7 +48,7 @@ def driver(request: pytest.FixtureRequest, point: Path) -> Iterator[BtrfsDriver]
     with opened(point) as made:
         made.quotas.enable()
         if request.param == "simple" and made.quotas.mode() is not Mode.SIMPLE:
-            pytest.skip("this kernel has no simple quotas")
+            lacking("this kernel has no simple quotas")
         yield made
 
 

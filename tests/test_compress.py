@@ -15,6 +15,7 @@ import zstandard
 from drivers.base import Compression
 from drivers.compress import PIECE, compress, decompress, detect, reader_of
 from drivers.errors import HostileArchive, MalformedArchive
+from tests.support.features import lacking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -108,7 +109,7 @@ def test_compress_is_read_by_the_usual_program(kind: Compression, command: str) 
     try:
         done = subprocess.run([command, "-dc"], input=data, capture_output=True, check=True)
     except FileNotFoundError:
-        pytest.skip(f"{command} is not installed")
+        lacking(f"{command} is not installed")
     assert done.stdout == TEXT
 
 

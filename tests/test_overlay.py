@@ -28,6 +28,7 @@ from drivers.errors import (
 )
 from drivers.overlay_links import restore_links
 from drivers.overlay_mount import is_mounted
+from tests.support.features import lacking
 from tests.support.overlays import SHIFTED, archive, chain, mountinfo, opener
 from tests.support.trees import snapshot_tree
 
@@ -287,7 +288,7 @@ def test_read_only_mount_refuses_writes(driver: OverlayDriver) -> None:
 
 def test_mappings_shift_layers_below_and_what_is_made_for_them_is_not(driver: OverlayDriver) -> None:
     if not driver.supports_shifting():
-        pytest.skip("no idmapped layers here")
+        lacking("no idmapped layers here")
     chain(driver, "a", "b")
     driver.apply_diff("a", archive(("f", {"uid": 33, "gid": 34})))
     driver.apply_diff("b", archive("g"))

@@ -21,6 +21,7 @@ from drivers.errors import (
 from drivers.overlay import OverlayDriver
 from drivers.overlay_links import LayerPlace
 from drivers.overlay_mount import is_mounted
+from tests.support.features import lacking
 from tests.support.overlays import SHIFTED, archive, chain, mountinfo, opener
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def test_mount_program_mounts(
     require("fuse")
     program = Path("/usr/bin/fuse-overlayfs")
     if not program.exists():
-        pytest.skip("no fuse-overlayfs")
+        lacking("no fuse-overlayfs")
     driver = opened(btrfs_dir, mount_program=str(program))
     assert (driver.home / ".has-mount-program").read_text() == "true"
     chain(driver, "a", "b")
@@ -156,7 +157,7 @@ def test_force_mask_keeps_real_modes_in_attributes(
 ) -> None:
     program = Path("/usr/bin/fuse-overlayfs")
     if not program.exists():
-        pytest.skip("no fuse-overlayfs")
+        lacking("no fuse-overlayfs")
     driver = opened(btrfs_dir, mount_program=str(program), force_mask="private")
     driver.create("a")
     diff = driver.home / "a" / "diff"

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import features, loops, rootfs_served
+from tests.support.features import lacking
 from tests.support.rootfs_mount import RootfsMount
 from tests.support.rootfs_samples import make_sample, run
 from tests.support.rootfs_served import Work, count, errno_of
@@ -69,7 +70,7 @@ def test_rootfs_sed_and_vim_edit_in_place(work: Work) -> None:
     run("sed", "-i", "s/one/two/", work.here / "f")
     assert (work.real / "f").read_text() == "two\n"
     if not os.path.exists("/usr/bin/vim"):
-        pytest.skip("vim is not installed")
+        lacking("vim is not installed")
     for backupcopy in ("yes", "no"):
         script = f"set backup backupcopy={backupcopy} | %s/$/ three/ | wq"
         run("vim", "-N", "-u", "NONE", "-es", "-c", script, work.here / "f")

@@ -10,7 +10,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-import pytest
+from tests.support.features import lacking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,7 +33,7 @@ def serving(directory: Path) -> Iterator[str]:
     """The ``HOST:PORT`` of a registry that keeps its data in ``directory``; skips where there is none."""
     program = shutil.which("docker-registry")
     if program is None:
-        pytest.skip("docker-registry is not installed")
+        lacking("docker-registry is not installed")
     directory.mkdir(parents=True)
     address, config, log = f"127.0.0.1:{free_port()}", directory / "config.yml", directory / "log"
     config.write_text(f"""\
