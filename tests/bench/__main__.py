@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.bench import bench_store, bench_tree
+from tests.bench import bench_plane, bench_store, bench_tree
 from tests.support import loops
 from tests.support.daemon import fsd, fsd_argv, fsd_env, running
 from tests.support.tools import StoreDirs
@@ -91,7 +91,7 @@ def command_start(dirs: StoreDirs) -> None:
 
 def main() -> int:
     """Measure on an image of as many files as the first argument says (10,000), or what it names."""
-    named = {"tree": bench_tree.main, "store": bench_store.main}
+    named = {"plane": bench_plane.main, "store": bench_store.main, "tree": bench_tree.main}
     if sys.argv[1:] and sys.argv[1] in named:
         return named[sys.argv[1]](sys.argv[2:])
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
