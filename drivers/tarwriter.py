@@ -221,10 +221,18 @@ class TreeArchiver:
         self._root.close()
 
     def whiteout(self, path: bytes) -> bytes:
-        """The header that deletes ``path``; its time is now, as in the original."""
+        """The header that deletes ``path``.
+
+        Its time is that of the directory, which the deletion changed; the original takes the present, so that
+        no two of its archives of one state are the same (FORMAT 6.3).
+        """
         parent, name = split(path)
         full = parent + b"/.wh." + name if parent else b".wh." + name
-        return header_blocks(Member(path=full, type=tar.REGULAR, mtime=int(time.time())))
+        try:
+            changed = os.fstat(self._directory(parent)).st_mtime
+        except OSError:
+            changed = time.time()
+        return header_blocks(Member(path=full, type=tar.REGULAR, mtime=int(changed)))
 
     def add(self, path: bytes) -> Iterator[bytes]:
         """Header and content of ``path``.

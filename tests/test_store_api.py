@@ -36,8 +36,9 @@ def test_every_public_method_is_in_the_table():
     internal = {
         "add_layer_data", "adjust_owners", "ask_guard", "can_shift", "catalog", "check_image_unused",
         "check_layer_unused", "clean_incomplete", "clean_staging",
-        "discard_layer", "fill_layer", "grow_layer", "grow_tree", "image_layer_for", "layer_mappings",
-        "layer_of", "layer_path", "layer_views", "mounts_now", "object_of", "parent_layer", "run_directory",
+        "discard_layer", "fill_layer", "grow_layer", "grow_tree", "image_layer_for", "layer_in",
+        "layer_mappings", "layer_of", "layer_path", "layer_views", "mounts_now", "object_of", "parent_layer",
+        "run_directory",
         "leftover_paths", "put_found", "settle_mappings", "staged_ids", "table_directory", "tar_split_path",
         "tar_split_paths", "transaction",
     }  # fmt: skip

@@ -270,3 +270,13 @@ def test_writer_streams_through_a_pipe_in_constant_memory(tmp_path: Path) -> Non
     thread.join()
     assert total == (400 << 20) + 512 + 1024
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10 < 50
+
+
+def test_archives_of_one_state_are_the_same_whenever_they_are_made(tmp_path):
+    (tmp_path / "d").mkdir()
+    os.utime(tmp_path / "d", (5, 5))
+    os.utime(tmp_path, (7, 7))
+    changes = [Change(path=path, kind=ChangeKind.DELETED) for path in (b"/d/gone", b"/gone")]
+    archive = b"".join(tar_chunks(tmp_path, changes))
+    with tarfile.open(fileobj=io.BytesIO(archive)) as members:
+        assert {member.name: member.mtime for member in members} == {"d/.wh.gone": 5, ".wh.gone": 7}
