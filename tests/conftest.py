@@ -13,6 +13,8 @@ from store.history import History
 from store.store import Store
 from tests.support import features, loops
 from tests.support.features import require
+from tests.support.filled import fill
+from tests.support.mounted import Mounted, mounted
 from tests.support.rootfs import build_rootfs_tar
 from tests.support.tools import StoreDirs, ToolBox
 
@@ -156,3 +158,17 @@ def containers_storage(toolbox: ToolBox) -> Tool:
 def rootfs_tar(run_dir: Path) -> Path:
     """A tar of a small root filesystem that runs (static busybox)."""
     return build_rootfs_tar(run_dir / "rootfs.tar")
+
+
+@pytest.fixture
+def filled(podman: Tool, buildah: Tool, rootfs_tar: Path, store_dirs: StoreDirs) -> StoreDirs:
+    """``store_dirs`` with what ``tests.support.filled`` puts there."""
+    return fill(podman, buildah, rootfs_tar, store_dirs)
+
+
+@pytest.fixture
+def tree(filled: StoreDirs, btrfs_dir: Path) -> Iterator[Mounted]:
+    """The filled store, mounted."""
+    require("fuse")
+    with mounted(filled, btrfs_dir / "mnt") as serving:
+        yield serving

@@ -4,33 +4,9 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
-import pytest
-
-from tests.support.filled import TOP, errname_of, fill, write
-from tests.support.mounted import Mounted, mounted
+from tests.support.filled import TOP, errname_of, write
 from tests.support.trees import snapshot_tree
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from tests.support.tools import StoreDirs, Tool
-
-
-@pytest.fixture
-def tree(
-    podman: Tool,
-    buildah: Tool,
-    rootfs_tar: Path,
-    store_dirs: StoreDirs,
-    btrfs_dir: Path,
-    require: Callable[[str], None],
-) -> Iterator[Mounted]:
-    require("fuse")
-    with mounted(fill(podman, buildah, rootfs_tar, store_dirs), btrfs_dir / "mnt") as serving:
-        yield serving
 
 
 def test_first_write_to_an_image_opens_its_draft(tree):

@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.filled import BASE, CONTAINER, TOP, fill
-from tests.support.mounted import Mounted, mounted
+from tests.support.filled import BASE, CONTAINER, TOP
 from tests.support.trees import snapshot_tree
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from tests.support.tools import StoreDirs, Tool
 
 SECONDS = 120
 """How long any one command may take; hanging is what the tests are about."""
@@ -103,21 +95,6 @@ grep -q digraph control/graph.dot
 grep -q ^token: control/prune/preview
 grep -q EBUSY control/errors
 """
-
-
-@pytest.fixture
-def tree(
-    podman: Tool,
-    buildah: Tool,
-    rootfs_tar: Path,
-    store_dirs: StoreDirs,
-    btrfs_dir: Path,
-    require: Callable[[str], None],
-) -> Iterator[Mounted]:
-    require("fuse")
-    fill(podman, buildah, rootfs_tar, store_dirs)
-    with mounted(store_dirs, btrfs_dir / "mnt") as serving:
-        yield serving
 
 
 def _run(*argv, **options):

@@ -11,32 +11,10 @@ import subprocess
 import threading
 import time
 import xml.etree.ElementTree as ET
-from typing import TYPE_CHECKING
 
-import pytest
-
-from tests.support.filled import BASE, CONTAINER, TOP, errname_of, eventually, fill, write
-from tests.support.mounted import Mounted, mounted
+from tests.support.filled import BASE, CONTAINER, TOP, errname_of, eventually, write
+from tests.support.mounted import mounted
 from tests.support.trees import snapshot_tree
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from tests.support.tools import StoreDirs, Tool
-
-
-@pytest.fixture
-def filled(podman: Tool, buildah: Tool, rootfs_tar: Path, store_dirs: StoreDirs) -> StoreDirs:
-    return fill(podman, buildah, rootfs_tar, store_dirs)
-
-
-@pytest.fixture
-def tree(filled: StoreDirs, btrfs_dir: Path, require: Callable[[str], None]) -> Iterator[Mounted]:
-    require("fuse")
-    with mounted(filled, btrfs_dir / "mnt") as serving:
-        yield serving
-
 
 # -- trash, orphans, broken --------------------------------------------------------------------
 

@@ -8,31 +8,12 @@ import json
 import os
 import subprocess
 import tarfile
-from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.filled import BASE, CONTAINER, TOP, errname_of, eventually, fill, write
-from tests.support.mounted import Mounted, mounted
+from tests.support.filled import BASE, CONTAINER, TOP, errname_of, eventually, write
+from tests.support.mounted import mounted
 from tests.support.tools import StoreDirs, ToolBox
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from tests.support.tools import Tool
-
-
-@pytest.fixture
-def filled(podman: Tool, buildah: Tool, rootfs_tar: Path, store_dirs: StoreDirs) -> StoreDirs:
-    return fill(podman, buildah, rootfs_tar, store_dirs)
-
-
-@pytest.fixture
-def tree(filled: StoreDirs, btrfs_dir: Path, require: Callable[[str], None]) -> Iterator[Mounted]:
-    require("fuse")
-    with mounted(filled, btrfs_dir / "mnt") as serving:
-        yield serving
 
 
 def _edit(container):

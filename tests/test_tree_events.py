@@ -11,32 +11,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.filled import BASE, CONTAINER, errname_of, fill
-from tests.support.mounted import Mounted, mounted
+from tests.support.filled import BASE, CONTAINER, errname_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
-    from tests.support.tools import StoreDirs, Tool
+    from tests.support.mounted import Mounted
+
 
 MILLISECONDS = 20_000
 """How long an event may take to arrive."""
-
-
-@pytest.fixture
-def tree(
-    podman: Tool,
-    buildah: Tool,
-    rootfs_tar: Path,
-    store_dirs: StoreDirs,
-    btrfs_dir: Path,
-    require: Callable[[str], None],
-) -> Iterator[Mounted]:
-    require("fuse")
-    fill(podman, buildah, rootfs_tar, store_dirs)
-    with mounted(store_dirs, btrfs_dir / "mnt") as serving:
-        yield serving
 
 
 @pytest.fixture

@@ -13,31 +13,16 @@ from typing import TYPE_CHECKING
 import pytest
 import zstandard
 
-from tests.support.filled import BASE, CONTAINER, TOP, errname_of, fill, write
+from tests.support.filled import BASE, CONTAINER, TOP, errname_of, write
 from tests.support.mounted import Mounted, mounted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.support.tools import StoreDirs, Tool
+    from tests.support.tools import StoreDirs
 
 ID = "ab" * 32
-
-
-@pytest.fixture
-def tree(
-    podman: Tool,
-    buildah: Tool,
-    rootfs_tar: Path,
-    store_dirs: StoreDirs,
-    btrfs_dir: Path,
-    require: Callable[[str], None],
-) -> Iterator[Mounted]:
-    require("fuse")
-    fill(podman, buildah, rootfs_tar, store_dirs)
-    with mounted(store_dirs, btrfs_dir / "mnt") as serving:
-        yield serving
 
 
 @pytest.fixture

@@ -13,19 +13,12 @@ from drivers.idmap import IDMap
 from store.options import ContainerOptions
 from tests.support import loops
 from tests.support.features import require
-from tests.support.filled import BASE, CONTAINER, TOP, errno_of, eventually, fill, write
-from tests.support.mounted import Mounted, mounted
+from tests.support.filled import BASE, CONTAINER, TOP, errno_of, eventually, write
+from tests.support.mounted import mounted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
-
-    from tests.support.tools import StoreDirs, Tool
-
-
-@pytest.fixture
-def filled(podman: Tool, buildah: Tool, rootfs_tar: Path, store_dirs: StoreDirs) -> StoreDirs:
-    return fill(podman, buildah, rootfs_tar, store_dirs)
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +27,6 @@ def btrfs_root(run_dir: Path) -> Iterator[Path]:
     require("btrfs")
     with loops.loop_mount(run_dir, "views", mkfs=("mkfs.btrfs", "-q"), size=4 << 30) as point:
         yield point
-
-
-@pytest.fixture
-def tree(filled: StoreDirs, btrfs_dir: Path, require: Callable[[str], None]) -> Iterator[Mounted]:
-    require("fuse")
-    with mounted(filled, btrfs_dir / "mnt") as serving:
-        yield serving
 
 
 def test_rollback_shows_the_restored_tree_as_soon_as_it_returns(tree):

@@ -4,19 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-from typing import TYPE_CHECKING
 
-import pytest
-
-from tests.support.filled import CONTAINER, TOP, fill
-from tests.support.mounted import Mounted, mounted
+from tests.support.filled import CONTAINER, TOP
 from tests.support.trees import snapshot_tree
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from tests.support.tools import StoreDirs, Tool
 
 PROCESSES = 16
 SECONDS = 120
@@ -88,21 +78,6 @@ chmod 777 $C/id | Operation not permitted
 setfattr -n user.x -v y $C/id | Operation not permitted
 ls diff/nothing..top:1 | No such file or directory
 """
-
-
-@pytest.fixture
-def tree(
-    podman: Tool,
-    buildah: Tool,
-    rootfs_tar: Path,
-    store_dirs: StoreDirs,
-    btrfs_dir: Path,
-    require: Callable[[str], None],
-) -> Iterator[Mounted]:
-    require("fuse")
-    fill(podman, buildah, rootfs_tar, store_dirs)
-    with mounted(store_dirs, btrfs_dir / "mnt") as serving:
-        yield serving
 
 
 def _state(tree, dirs):
