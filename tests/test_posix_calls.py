@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from tests.support.rootfs_served import Work
 
-served = rootfs_served.served
+served = rootfs_served.served_each_way
 work = rootfs_served.work
 
 LIBC = ctypes.CDLL(None, use_errno=True)

@@ -8,12 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests import test_posix
 from tests.support import features
 from tests.support.posix import outcome
 from tests.support.rootfs_mount import RootfsMount
 from tests.support.rootfs_samples import run
-from tests.support.rootfs_served import Work
 from tests.support.trees import snapshot_tree
 
 if TYPE_CHECKING:
@@ -119,13 +117,3 @@ def test_posix_load_has_the_same_outcomes(btrfs_dir: Path, tmp_path: Path, passt
     assert [pair for pair in zip(wanted, found, strict=True) if pair[0] != pair[1]] == []
     assert left == left_in_tree
     assert snapshot_tree(real / "tree", times=False) == left
-
-
-def test_posix_fsx_without_passthrough_equals_a_model(btrfs_dir: Path, tmp_path: Path) -> None:
-    features.require("fuse")
-    real = btrfs_dir / "c"
-    run("btrfs", "subvolume", "create", real)
-    with RootfsMount(
-        tmp_path / "mnt", {"c": (real, False)}, tmp_path / "s", plane={"passthrough": False}
-    ) as mount:
-        test_posix.test_posix_fsx_operations_equal_a_model(Work(real, mount.path / "c"))

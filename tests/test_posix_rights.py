@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.support.rootfs_served import Work
+    from tests.support.rootfs_served import Served, Work
 
-served = rootfs_served.served
+served = rootfs_served.served_each_way
 work = rootfs_served.work
 
 TEAM = 777
@@ -29,6 +29,10 @@ DIFFERENCES = {
     "nothing, survives a write depends on the writer's groups, and the plane writes with its own",
 }
 """Labels of what differs, and why."""
+BY_REQUEST = {
+    r"capability of \w+-map-": "what was written to a map arrives as a write, which takes capabilities away",
+}
+"""What differs besides where data is not passed through."""
 CAPABILITY = bytes.fromhex("0100000200200000" + "00" * 12)
 PRIVILEGED = (0o4755, 0o2755, 0o6755, 0o2745, 0o6644, 0o4711)
 CHANGES = """
@@ -269,8 +273,9 @@ CASES = (privileges_lost, owners_changed, shared_directories, access_lists, door
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
 def test_posix_rights_are_those_of_the_real_filesystem(
-    work: Work, case: Callable[[Path, Record], None]
+    served: Served, work: Work, case: Callable[[Path, Record], None]
 ) -> None:
+    differences = DIFFERENCES if served.mount.stats()["passthrough"] else DIFFERENCES | BY_REQUEST
     found = []
     for place in (work.real / "native", work.here / "tree"):
         place.mkdir()
@@ -280,5 +285,5 @@ def test_posix_rights_are_those_of_the_real_filesystem(
     native, tree = found
     assert list(native) == list(tree)
     wrong = {label: (value, tree[label]) for label, value in native.items() if tree[label] != value}
-    listed = {label for label in wrong if any(re.match(pattern, label) for pattern in DIFFERENCES)}
+    listed = {label for label in wrong if any(re.match(pattern, label) for pattern in differences)}
     assert {label: pair for label, pair in wrong.items() if label not in listed} == {}, "native and tree"

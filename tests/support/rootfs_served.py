@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +43,19 @@ class Work:
 @pytest.fixture(scope="module")
 def served(btrfs_root: Path) -> Iterator[Served]:
     """One mount for a module."""
+    with _serving(btrfs_root) as served:
+        yield served
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["passthrough", "by request"])
+def served_each_way(btrfs_root: Path, request: pytest.FixtureRequest) -> Iterator[Served]:
+    """The same, and another whose data goes by READ and WRITE requests."""
+    with _serving(btrfs_root, passthrough=request.param) as served:
+        yield served
+
+
+@contextmanager
+def _serving(btrfs_root: Path, **plane: bool) -> Iterator[Served]:
     features.require("fuse")
     home = btrfs_root / "rootfs-tests"
     home.mkdir()
@@ -51,7 +65,7 @@ def served(btrfs_root: Path) -> Iterator[Served]:
         run("btrfs", "subvolume", "create", real)
         views = {"c": (real, False), "layer": (real, True), "image": (real, True)}
         try:
-            with RootfsMount(Path(place) / "mnt", views, Path(place) / "scratch") as mount:
+            with RootfsMount(Path(place) / "mnt", views, Path(place) / "scratch", plane=plane) as mount:
                 yield Served(mount, real)
         finally:
             loops.delete_tree(btrfs_root, home)
