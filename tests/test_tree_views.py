@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
@@ -36,6 +38,21 @@ def test_rollback_shows_the_restored_tree_as_soon_as_it_returns(tree):
         (container / f"rootfs/bad{number}").mkdir()
         write(container / "rollback", "good")
         assert not any(name.startswith("bad") for name in os.listdir(container / "rootfs")), number
+
+
+def test_first_writers_at_once_wait_for_one_snapshot_of_the_state_before_them(tree):
+    container = tree.path / "containers" / CONTAINER
+    together = threading.Barrier(64)
+
+    def add(number: int) -> None:
+        together.wait()
+        write(container / f"rootfs/file{number}", str(number))
+
+    with ThreadPoolExecutor(64) as pool:
+        list(pool.map(add, range(64)))
+    (snapshot,) = os.listdir(container / "snapshots")
+    assert list((container / "snapshots" / snapshot / "rootfs").glob("file*")) == []
+    assert all((container / f"rootfs/file{n}").read_text() == str(n) for n in range(64))
 
 
 def deleted_subvolumes(filesystem: Path) -> str:

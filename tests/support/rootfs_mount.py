@@ -63,7 +63,11 @@ OPCODES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What to serve. ``refuse`` names a file whose presence makes every gate raise ``EDQUOT``."""
+    """What to serve.
+
+    While there is a file ``refuse`` in the scratch directory, every gate raises ``EDQUOT``; while there is
+    a file ``hold-`` and a view's name, that view's gate lets nobody through.
+    """
 
     mountpoint: str
     views: dict[str, tuple[str, bool]]  # name: (path, read-only)
@@ -210,6 +214,8 @@ class _Operations(pyfuse3.Operations):
         async def gate(name: bytes | None) -> None:
             await trio.lowlevel.checkpoint()
             self._log.write(json.dumps([view, None if name is None else os.fsdecode(name)]) + "\n")
+            while (self.scratch / f"hold-{view}").exists():  # noqa: ASYNC110 (another process makes it)
+                await trio.sleep(0.005)
             if self._refuse.exists():
                 raise OSError(errno.EDQUOT, "refused")
 
