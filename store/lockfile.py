@@ -17,8 +17,6 @@ import os
 import struct
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -85,6 +83,24 @@ class _Waiter(threading.Thread):
         return not self._abandoned
 
 
+class Hold:
+    """One hold of a lock, from the beginning of a ``with`` block to its end."""
+
+    __slots__ = ("_lock", "fd", "kind", "timeout")
+
+    def __init__(self, lock: LockFile, kind: int, timeout: float | None) -> None:
+        self._lock = lock
+        self.kind = kind
+        self.timeout = timeout
+        self.fd = -1
+
+    def __enter__(self) -> None:
+        self._lock._take(self)
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock._release(self)
+
+
 class LockFile:
     """One lock file of a store; use :meth:`get`, which keeps one object per file.
 
@@ -100,7 +116,8 @@ class LockFile:
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
         self.read_only = read_only
-        self._holders: dict[int, str] = {}
+        self._holders: dict[int, Hold] = {}
+        """By thread."""
 
     @classmethod
     def get(cls, path: Path, *, read_only: bool = False) -> LockFile:
@@ -116,19 +133,16 @@ class LockFile:
         """Create the file when it is missing, empty as containers/storage does."""
         os.close(self._open())
 
-    @contextmanager
-    def reading(self, timeout: float | None = None) -> Iterator[None]:
-        """Hold the lock shared.
+    def reading(self, timeout: float | None = None) -> Hold:
+        """Hold the lock shared while in the block.
 
         Raises:
             LockTimeout: somebody kept it exclusively for more than ``timeout`` seconds.
         """
-        with self._held(fcntl.F_RDLCK, timeout):
-            yield
+        return Hold(self, fcntl.F_RDLCK, timeout)
 
-    @contextmanager
-    def writing(self, timeout: float | None = None) -> Iterator[None]:
-        """Hold the lock exclusively.
+    def writing(self, timeout: float | None = None) -> Hold:
+        """Hold the lock exclusively while in the block.
 
         Raises:
             LockTimeout: others kept it for more than ``timeout`` seconds.
@@ -136,28 +150,27 @@ class LockFile:
         """
         if self.read_only:
             raise StoreReadOnly(f"{self.path.parent} belongs to a read-only store")
-        with self._held(fcntl.F_WRLCK, timeout):
-            yield
+        return Hold(self, fcntl.F_WRLCK, timeout)
 
-    @contextmanager
-    def _held(self, kind: int, timeout: float | None) -> Iterator[None]:
+    def _take(self, hold: Hold) -> None:
+        """Lock the file for this thread; read-only media without it need no lock."""
         me = threading.get_ident()
-        if me in self._holders:
-            raise RuntimeError(f"{self.path} is already locked by this thread ({self._holders[me]})")
+        if (mine := self._holders.get(me)) is not None:
+            how = "shared" if mine.kind == fcntl.F_RDLCK else "exclusively"
+            raise RuntimeError(f"{self.path} is already locked by this thread ({how})")
         try:
             fd = self._open()
         except OSError:
             if not self.read_only or self.path.exists():
                 raise
-            yield
             return
-        fd = self._acquire(fd, kind, DEFAULT_TIMEOUT if timeout is None else timeout)
-        self._holders[me] = "shared" if kind == fcntl.F_RDLCK else "exclusively"
-        try:
-            yield
-        finally:
-            del self._holders[me]
-            os.close(fd)
+        hold.fd = self._acquire(fd, hold.kind, DEFAULT_TIMEOUT if hold.timeout is None else hold.timeout)
+        self._holders[me] = hold
+
+    def _release(self, hold: Hold) -> None:
+        if hold.fd >= 0:
+            del self._holders[threading.get_ident()]
+            os.close(hold.fd)
 
     def _open(self) -> int:
         flags = (os.O_RDONLY if self.read_only else os.O_RDWR) | os.O_CREAT | os.O_CLOEXEC
@@ -245,17 +258,16 @@ class LockFile:
         return self.token() != token
 
     def stamp(self) -> bytes:
-        """Tell others that the data changed; hold the lock exclusively, and call it before the change.
+        """Tell others that the data changes; call it before the change, with the lock held exclusively.
 
         Format (FORMAT 3.3): nanoseconds, a counter, our process ID, random bytes.
         """
         fixed = struct.pack("<QQI", time.time_ns(), next(_counter), os.getpid())
         token = fixed + os.urandom(STAMP_SIZE - len(fixed))
-        fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            os.pwrite(fd, token, 0)
-        finally:
-            os.close(fd)
+        hold = self._holders.get(threading.get_ident())
+        if hold is None or hold.kind != fcntl.F_WRLCK:
+            raise RuntimeError(f"{self.path} is not locked exclusively by this thread")
+        os.pwrite(hold.fd, token, 0)
         return token
 
 

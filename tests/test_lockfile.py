@@ -64,19 +64,20 @@ def hold(lock):
 def test_touch_makes_an_empty_file_and_keeps_a_full_one(lock):
     assert lock.path.read_bytes() == b""
     assert lock.path.stat().st_mode & 0o777 == 0o644
-    token = lock.stamp()
+    with lock.writing():
+        token = lock.stamp()
     lock.touch()
     assert lock.path.read_bytes() == token
 
 
 def test_stamp_has_the_layout_of_the_sample(lock):
     before = time.time_ns()
-    token = lock.stamp()
+    with lock.writing():
+        token, second = lock.stamp(), lock.stamp()
     sample = SAMPLE.read_bytes()
     assert len(token) == len(sample) == STAMP_SIZE
     assert before <= int.from_bytes(token[:8], "little") <= time.time_ns()
     assert int.from_bytes(token[16:20], "little") == os.getpid()
-    second = lock.stamp()
     assert int.from_bytes(second[8:16], "little") > int.from_bytes(token[8:16], "little")
     assert lock.path.stat().st_size == STAMP_SIZE
 
@@ -85,9 +86,18 @@ def test_changed_tells_stamps_apart(lock):
     token = lock.token()
     assert token == b""
     assert not lock.changed(token)
-    lock.stamp()
+    with lock.writing():
+        lock.stamp()
     assert lock.changed(token)
     assert not lock.changed(lock.token())
+
+
+def test_stamp_needs_the_exclusive_lock(lock):
+    with pytest.raises(RuntimeError, match="not locked"):
+        lock.stamp()
+    with lock.reading(), pytest.raises(RuntimeError, match="not locked"):
+        lock.stamp()
+    assert lock.token() == b""
 
 
 @pytest.mark.parametrize(("theirs", "ours"), [("w", "reading"), ("w", "writing"), ("r", "writing")])
