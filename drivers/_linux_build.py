@@ -110,6 +110,8 @@ static long linux_umount(const char *target, int flags) { RESULT(umount2(target,
 
 static long linux_syncfs(int fd) { RESULT(syncfs(fd)); }
 
+static long linux_start_writeback(int fd) { RESULT(sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE)); }
+
 static long linux_open_tree(int dirfd, const char *path, unsigned flags)
 {
     RESULT(syscall(SYS_open_tree, dirfd, path, flags | O_CLOEXEC));
@@ -225,6 +227,7 @@ DECLARATIONS = r"""
 #define MS_PRIVATE ...
 #define MS_REMOUNT ...
 #define MNT_DETACH ...
+#define FS_IOC_FIEMAP ...
 #define FIEMAP_EXTENT_LAST ...
 #define FIEMAP_EXTENT_SHARED ...
 #define FIEMAP_EXTENT_DATA_INLINE ...
@@ -241,6 +244,7 @@ static long linux_mount(const char *source, const char *target, const char *type
                         const char *data);
 static long linux_umount(const char *target, int flags);
 static long linux_syncfs(int fd);
+static long linux_start_writeback(int fd);
 static long linux_open_tree(int dirfd, const char *path, unsigned flags);
 static long linux_move_mount(int tree_fd, const char *target);
 static long linux_mount_setattr(int fd, unsigned flags, uint64_t set, uint64_t clear, uint64_t userns_fd);

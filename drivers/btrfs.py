@@ -238,7 +238,7 @@ class BtrfsDriver(BtrfsChanges, Driver):
     def settle(self, layer_id: str) -> None:
         """Commit, unless the layer is a snapshot as the kernel made it: that is on the disk already."""
         if layer_id in self._uncommitted:
-            btrfs_ioctl.wait_sync(self.subvolumes, btrfs_ioctl.start_sync(self.subvolumes))
+            btrfs_ioctl.commit(self.subvolumes)
             self._uncommitted.discard(layer_id)
 
     def remove(self, layer_id: str) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from drivers import syscalls
+from drivers import btrfs_commits, syscalls
 from drivers._btrfs import ffi as ffi
 from drivers._btrfs import lib as lib
 
@@ -267,19 +267,10 @@ def sync(place: Place) -> None:
         call(fd, "BTRFS_IOC_SYNC", ffi.NULL, place)
 
 
-def start_sync(place: Place) -> int:
-    """Start committing and return the transaction's generation without waiting for it."""
-    generation = ffi.new("uint64_t *")
+def commit(place: Place) -> None:
+    """Have all changes made so far on the disk (START_SYNC, WAIT_SYNC), but not files' unwritten data."""
     with opened(place) as fd:
-        call(fd, "BTRFS_IOC_START_SYNC", generation, place)
-    return int(generation[0])
-
-
-def wait_sync(place: Place, generation: int = 0) -> None:
-    """Wait until a generation is committed; 0 is the one running now."""
-    value = ffi.new("uint64_t *", generation)
-    with opened(place) as fd:
-        call(fd, "BTRFS_IOC_WAIT_SYNC", value, place)
+        btrfs_commits.commit(fd)
 
 
 def queued_for_cleaning(place: Place) -> int:

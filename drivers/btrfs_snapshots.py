@@ -152,7 +152,7 @@ class BtrfsSnapshots(Snapshots):
 
         Unlike a full sync this does not wait for the unwritten data of anybody else's files.
         """
-        btrfs_ioctl.wait_sync(self._driver.home, btrfs_ioctl.start_sync(self._driver.home))
+        btrfs_ioctl.commit(self._driver.home)
 
     def _remember(self, *subvolumes: Path) -> None:
         """Keep the descent of subvolumes that may be gone while copies of them are not."""

@@ -88,6 +88,14 @@ def sync_filesystem(path: AnyPath) -> None:
         os.close(fd)
 
 
+def start_writeback(fd: int) -> None:
+    """Begin to write a file's data to the disk, and wait for nothing (sync_file_range(2)).
+
+    A hint: that it failed shows when the data is waited for.
+    """
+    lib.linux_start_writeback(fd)
+
+
 def mount(
     source: AnyPath, target: AnyPath, fstype: str | None = None, flags: int = 0, options: str | None = None
 ) -> None:

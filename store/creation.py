@@ -21,7 +21,7 @@ from store.ids import check_id, new_id
 from store.names import dedupe
 from store.options import BigData, ContainerOptions, ImageOptions, LayerOptions
 from store.records import Container, Image, Layer
-from store.table import Saving
+from store.saving import Saving
 
 if TYPE_CHECKING:
     from store.core import Transaction
@@ -270,6 +270,7 @@ class Creations(AutomaticMappings):
         saving.add(tx.layers)
         tx.containers.add(container)
         saving.add(tx.containers)
+        saving.settle()
         how = LayerOptions(storage_opts=options.storage_opts)
         self.grow_tree(tx.layers, undo, layer, top, layer.mappings, True, how)
         undo.callback(self._forget_layer, tx.layers, layer.id, saving)

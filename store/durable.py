@@ -20,28 +20,29 @@ class FileState(NamedTuple):
 ABSENT = FileState()
 
 
-def _state(st: os.stat_result) -> FileState:
+def state_of(st: os.stat_result) -> FileState:
+    """The version of a file with these attributes."""
     return FileState(st.st_dev, st.st_ino, st.st_mtime_ns, st.st_size)
 
 
 def file_state(path: Path) -> FileState:
     """The version of ``path`` now; :data:`ABSENT` when there is none."""
     try:
-        return _state(os.stat(path))
+        return state_of(os.stat(path))
     except FileNotFoundError:
         return ABSENT
 
 
 def file_state_of(fd: int) -> FileState:
     """The version of an open file."""
-    return _state(os.fstat(fd))
+    return state_of(os.fstat(fd))
 
 
 def read_with_state(path: Path) -> tuple[bytes, FileState]:
     """Content and version of ``path``, of one and the same file; empty when there is none."""
     try:
         with open(path, "rb", buffering=0) as file:
-            return file.readall(), _state(os.fstat(file.fileno()))
+            return file.readall(), state_of(os.fstat(file.fileno()))
     except FileNotFoundError:
         return b"", ABSENT
 
@@ -65,7 +66,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = 
             os.fchmod(fd, mode)
             if durable:
                 os.fdatasync(fd)
-            state = _state(os.fstat(fd))
+            state = state_of(os.fstat(fd))
         os.rename(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

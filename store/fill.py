@@ -19,9 +19,9 @@ from store.errors import BadValue, InUse, NoSuchSource, NotPristine
 from store.ids import new_id
 from store.objects import make_container
 from store.records import Container, Layer
+from store.saving import Saving
 from store.snapshots import snapshot_key
 from store.state import Intent, State, journal
-from store.table import Saving
 
 if TYPE_CHECKING:
     from store.core import Transaction
@@ -231,6 +231,7 @@ def _exchange(store: Store, tables: Transaction, container_id: str, source: Sour
         saving.add(tables.containers)
         tables.layers.remove(old.id)
         saving.add(tables.layers)
+        saving.settle()
         undo.callback(_undo, store, tables, new, old, container, saving)
         _copy(store, tables, source, new, old, container)
         saving.publish()

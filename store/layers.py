@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 
 from store.errors import DuplicateName, LayerUnknown
 from store.records import INCOMPLETE, Layer, MountPoint
-from store.table import Draft, Staged, Table
+from store.table import Draft, Table
 from store.view import View, grouped, regrouped
 
 if TYPE_CHECKING:
+    from store.saving import Staged
     from store.segment import Broken
 
 
@@ -132,9 +133,22 @@ class MountDraft(Draft[MountPoint]):
 
 
 class LayerDraft(Draft[Layer]):
-    """The layers under their lock, with the mounts in ``mounts``."""
+    """The layers under their lock, with the mounts in ``mounts``.
 
-    mounts: MountDraft
+    Attributes:
+        open_mounts: locks the mounts as the layers are locked; called when they are first needed.
+    """
+
+    _table: LayerTable
+    open_mounts: Callable[[], MountDraft]
+    _mounts: MountDraft | None = None
+
+    @property
+    def mounts(self) -> MountDraft:
+        """The mounts under their lock."""
+        if self._mounts is None:
+            self._mounts = self.open_mounts()
+        return self._mounts
 
     @property
     def view(self) -> LayerView:
@@ -167,12 +181,19 @@ class LayerDraft(Draft[Layer]):
     def stage(self, *, anyway: bool = False) -> Staged[Layer] | None:
         """See the base class; forgets the mounts of layers that are gone."""
         staged = super().stage(anyway=anyway)
-        if staged is not None:
+        if staged is not None and (self._mounts is not None or self._lags(self._table.mounts.peek())):
             for mount in self.mounts:
                 if self.get(mount.id) is None:
                     self.mounts.remove(mount.id)
             self.mounts.flush(anyway=self.mounts.is_new)
         return staged
+
+    def _lags(self, mounts: MountView) -> bool:
+        """Whether the mounts' file is missing, or has layers that are gone.
+
+        Nobody changes it while the layers are locked exclusively, so this needs no lock.
+        """
+        return not mounts.changed_ns or any(mount.id not in self._records for mount in mounts)
 
 
 class LayerTable(Table[Layer, LayerView, LayerDraft]):
@@ -203,10 +224,10 @@ class LayerTable(Table[Layer, LayerView, LayerDraft]):
 
     @contextmanager
     def writing(self, timeout: float | None = None) -> Iterator[LayerDraft]:
-        """Both tables under their exclusive locks."""
+        """The layers under their exclusive lock, and the mounts too as soon as they are asked for."""
         with ExitStack() as stack:
             draft = stack.enter_context(super().writing(timeout))
-            draft.mounts = stack.enter_context(self._mounts(timeout))
+            draft.open_mounts = lambda: stack.enter_context(self._mounts(timeout))
             yield draft
             draft.flush()
 
@@ -220,8 +241,9 @@ class LayerTable(Table[Layer, LayerView, LayerDraft]):
     def reading(self, timeout: float | None = None) -> Iterator[LayerDraft]:
         """The layers under the shared lock; their mounts as of now."""
         with super().reading(timeout) as draft:
-            if not self.read_only and self.mounts.directory.is_dir():
-                draft.mounts = MountDraft(self.mounts, [], self.mounts.peek(), False)
-            else:
-                draft.mounts = MountDraft(self.mounts, [], MountView({}), False)
+            draft.open_mounts = self._mounts_now
             yield draft
+
+    def _mounts_now(self) -> MountDraft:
+        known = not self.read_only and self.mounts.directory.is_dir()
+        return MountDraft(self.mounts, [], self.mounts.peek() if known else MountView({}), False)

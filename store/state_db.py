@@ -18,7 +18,7 @@ import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from store.replacing import settle
+from store.replacing import settle_file
 from store.state_schema import MIGRATIONS
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Database:
     def settle(self) -> None:
         """Have what was written on the disk with the next commit of the filesystem, or now."""
         with suppress(FileNotFoundError):
-            settle(self.path.with_name(f"{self.path.name}{LOG_FILE}"))
+            settle_file(self.path.with_name(f"{self.path.name}{LOG_FILE}"))
 
     def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run ``work`` on one consistent state; waits for no writer. Raises as :meth:`write`."""

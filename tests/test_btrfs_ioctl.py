@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from drivers import btrfs_ioctl, btrfs_tree, syscalls
+from drivers import btrfs_commits, btrfs_ioctl, btrfs_tree, syscalls
 from drivers.btrfs_ioctl import BtrfsError
 from tests.support.loops import run
 
@@ -139,11 +139,18 @@ def test_generation_moves_when_a_change_is_committed(subvolume: Path) -> None:
     btrfs_ioctl.sync(subvolume)
     assert btrfs_ioctl.subvolume_info(subvolume).generation == before
     (subvolume / "file").touch()
-    running = btrfs_ioctl.start_sync(subvolume)
-    btrfs_ioctl.wait_sync(subvolume, running)
+    running = btrfs_ioctl.filesystem_info(subvolume).generation
+    btrfs_ioctl.commit(subvolume)
     after = btrfs_ioctl.subvolume_info(subvolume).generation
     assert before < after <= running
     assert btrfs_ioctl.filesystem_info(subvolume).generation >= after
+
+
+def test_numbers_written_down_are_those_of_the_headers() -> None:
+    names = ("START_SYNC", "WAIT_SYNC", "GET_FEATURES", "FS_INFO")
+    for name in names:
+        assert getattr(btrfs_commits, name) == getattr(btrfs_ioctl.lib, f"BTRFS_IOC_{name}"), name
+    assert btrfs_commits.FIEMAP == syscalls.lib.FS_IOC_FIEMAP
 
 
 def test_filesystem_info_names_the_filesystem(btrfs_root: Path) -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from drivers import btrfs_ioctl
-from store import replacing
+from drivers import btrfs_commits, btrfs_ioctl
 from store.durable import file_state
 from store.replacing import Kept, prepare, publish, replace_file, secure, settle
 
@@ -18,11 +17,12 @@ BLOCK = 4096
 def secured_without_commit(directory: Path) -> bool:
     """Whether content that a commit had is secured without another one, though there is what to commit."""
     made = prepare(directory / "file", b"", lambda: b"content")
-    made.commit = settle(made.temporary)
-    replacing.commit(directory)
+    settle([made])
+    btrfs_ioctl.commit(directory)
     (directory / "more").write_bytes(os.urandom(8))
     running = btrfs_ioctl.filesystem_info(directory).generation
-    assert running >= made.commit
+    assert made.commit is not None
+    assert 0 < made.commit <= running
     secure([made])
     unchanged = btrfs_ioctl.filesystem_info(directory).generation == running
     publish([made], lambda _: None)
@@ -37,10 +37,12 @@ def test_settled_content_is_secured_by_any_later_commit_and_by_no_second_one(btr
 
 def test_content_settles_at_once_where_nothing_is_committed_together(ext4_dir):
     made = prepare(ext4_dir / "file", b"", lambda: b"content")
-    assert not replacing.commits(ext4_dir)
-    assert settle(made.temporary) == 0
+    assert not btrfs_commits.commits(made.fd)
+    settle([made])
+    assert made.commit == 0
     secure([made])
     publish([made], lambda _: None)
+    assert made.fd == -1
     assert (ext4_dir / "file").read_bytes() == b"content"
 
 

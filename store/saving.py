@@ -1,0 +1,126 @@
+"""Saves of tables between their writing and the moment others can see them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from store.records import Identified
+from store.replacing import Replacement, publish, secure, settle
+
+if TYPE_CHECKING:
+    from store.segment import Segment
+    from store.table import Draft, Table
+    from store.view import View
+
+R = TypeVar("R", bound=Identified)
+
+
+class Staged(Generic[R]):
+    """One save of a table, written but not in place yet.
+
+    Attributes:
+        segments: the files as they will be.
+        replacements: the contents of those that change.
+        table: whose save it is.
+    """
+
+    def __init__(
+        self,
+        table: Table[R, Any, Any],
+        draft: Draft[R],
+        before: list[Segment[R]],
+        unsaved: frozenset[str],
+        view: View[R],
+    ) -> None:
+        self.segments: list[Segment[R]] = []
+        self.replacements: list[Replacement] = []
+        self.table = table
+        self._draft = draft
+        self._before = before
+        self._unsaved = unsaved
+        self._view = view
+
+    def stamp(self) -> None:
+        """Tell others that the table changes now."""
+        self.table.lock.stamp()
+
+    def adopt(self) -> None:
+        """All files are in place: hand the new state out from now on."""
+        for segment in self.segments:
+            segment.place = segment.path
+        self.table.adopt(self.segments, self._view)
+
+    def discard(self) -> None:
+        """Forget it; the draft has the changes still to be saved."""
+        for made in self.replacements:
+            made.discard()
+        self._draft.restore(self._before, self._unsaved)
+
+
+class Saving:
+    """Saves of one or more tables that become visible together with a new tree.
+
+    ::
+
+        saving = Saving(undo)
+        saving.add(tx.layers)  # written now, seen by nobody
+        saving.settle()
+        ...                    # make the tree the records name
+        saving.publish()       # all of it is on the disk at return
+
+    Args:
+        undo: gives up what was not published when it is unwound.
+
+    Attributes:
+        begun: whether some of it is in place.
+    """
+
+    def __init__(self, undo: ExitStack) -> None:
+        self.begun = False
+        self._waiting: list[Staged[Any]] = []
+        undo.callback(self.discard)
+
+    def add(self, draft: Draft[Any]) -> None:
+        """Write what changed in a table since it was saved or added last."""
+        staged = draft.stage()
+        if staged is not None:
+            self._waiting.append(staged)
+
+    def settle(self) -> None:
+        """Have what was added on the disk with the commit of the tree that is made next."""
+        for staged in self._waiting:
+            settle(staged.replacements)
+
+    def publish(self) -> None:
+        """Put everything in place, in the order in which it was added.
+
+        Raises:
+            OSError: what was added after the failing one is not in place; the drafts have it unsaved.
+        """
+        contents = [made for staged in self._waiting for made in staged.replacements]
+        last = {id(made): staged for staged in self._waiting for made in staged.replacements[-1:]}
+
+        def placed(made: Replacement) -> None:
+            self.begun = True
+            if (staged := last.get(id(made))) is not None:
+                self._waiting.remove(staged)
+                staged.adopt()
+
+        with ExitStack() as showing:
+            for table in {staged.table for staged in self._waiting}:
+                showing.enter_context(table.being_saved())
+            try:
+                secure(contents)
+                for staged in self._waiting:
+                    staged.stamp()
+                publish(contents, placed)
+            except BaseException:
+                self.discard()
+                raise
+
+    def discard(self) -> None:
+        """Give up what is not in place."""
+        for staged in reversed(self._waiting):
+            staged.discard()
+        self._waiting.clear()
