@@ -93,14 +93,45 @@ def test_a_refused_snapshot_fails_every_writer_that_waited(held: RootfsMount) ->
     assert os.listdir(held.path / "slow/d") == []
 
 
-def test_a_writer_that_is_killed_while_it_waits_is_let_go_and_has_written_nothing(held: RootfsMount) -> None:
-    code = "import sys; open(sys.argv[1], 'w')"
-    writer = subprocess.Popen([sys.executable, "-c", code, held.path / "slow/d/new"])
+SIGNALLED = """
+import os, signal, sys
+signal.signal(signal.SIGUSR1, lambda *_: print("signal", flush=True))
+signal.siginterrupt(signal.SIGUSR1, True)
+os.mkdir(sys.argv[1])
+print("made")
+"""
+
+
+def test_a_signal_does_not_interrupt_a_writer_that_waits(held: RootfsMount) -> None:
+    argv = [sys.executable, "-c", SIGNALLED, held.path / "slow/d/new"]
+    writer = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         wait_for_writers(held, 1)
+        for _ in range(3):
+            writer.send_signal(signal.SIGUSR1)
+            time.sleep(0.05)
+        assert writer.poll() is None
+        hold(held).unlink()
+        assert writer.communicate(timeout=PATIENCE) == ("signal\nmade\n", "")
     finally:
         writer.kill()
-        assert writer.wait(PATIENCE) == -signal.SIGKILL
+        writer.wait()
+
+
+@pytest.mark.parametrize("signals", [["TERM"], ["KILL"], ["USR1", "KILL"]], ids=" ".join)
+def test_a_writer_that_is_killed_while_it_waits_is_let_go_and_writes_nothing(
+    held: RootfsMount, signals: list[str]
+) -> None:
+    writer = subprocess.Popen([sys.executable, "-c", SIGNALLED, held.path / "slow/d/new"])
+    try:
+        wait_for_writers(held, 1)
+        for name in signals:
+            writer.send_signal(signal.Signals[f"SIG{name}"])
+            time.sleep(0.05)
+        assert writer.wait(PATIENCE) == -signal.Signals[f"SIG{signals[-1]}"]
+    finally:
+        writer.kill()
+        writer.wait()
     hold(held).unlink()
     assert errno_of(os.stat, held.path / "slow/d/new") == errno.ENOENT
     (held.path / "slow/d/after").write_text("x")

@@ -8,6 +8,7 @@
 #include <time.h>
 
 #define EVENTS_MAX 4096
+#define DYING_LOOK_NS 20000000L
 
 static long now_ns(void) {
     struct timespec now;
@@ -87,7 +88,7 @@ static int park(struct request *r, fsd_event *event) {
     if (!item)
         return -ENOMEM;
     item->length = r->in->len;
-    item->ready = false;
+    item->interrupted = false;
     memcpy(item->request, r->in, r->in->len);
     pthread_mutex_lock(&p->park_lock);
     item->ticket = event->ticket = ++p->next_ticket;
@@ -187,11 +188,10 @@ int fsd_disarm(plane *p, uint32_t number, int64_t quiet_ns, int64_t until_ns) {
     return ex ? 0 : -ENOENT;
 }
 
-static struct parked *unpark_locked(struct plane *p, uint64_t ticket, uint64_t unique) {
+static struct parked *unpark_locked(struct plane *p, uint64_t ticket) {
     for (struct parked **at = &p->parked; *at; at = &(*at)->next) {
         struct parked *item = *at;
-        uint64_t its = ((struct fuse_in_header *)item->request)->unique;
-        if (!item->ready && (ticket ? item->ticket == ticket : its == unique)) {
+        if (item->ticket == ticket) {
             *at = item->next;
             return item;
         }
@@ -206,9 +206,8 @@ static uint64_t unique_of(const struct parked *item) {
 /* Answer a parked request: 0 lets it go on, a positive errno fails it. ENOENT: it was interrupted. */
 int fsd_resume(plane *p, uint64_t ticket, int error) {
     pthread_mutex_lock(&p->park_lock);
-    struct parked *item = unpark_locked(p, ticket, 0);
+    struct parked *item = unpark_locked(p, ticket);
     if (item && !error) {
-        item->ready = true;
         item->next = NULL;
         struct parked **end = &p->runnable;
         while (*end)
@@ -226,15 +225,46 @@ int fsd_resume(plane *p, uint64_t ticket, int error) {
     return 0;
 }
 
+/* Whether a request waits here. It goes on waiting unless its process is ending: system calls on files are not
+   interrupted by signals, and programs do not expect it. */
 bool park_interrupt(struct plane *p, uint64_t unique) {
+    bool found = false;
     pthread_mutex_lock(&p->park_lock);
-    struct parked *item = unpark_locked(p, 0, unique);
+    for (struct parked *item = p->parked; item && !found; item = item->next)
+        if (unique_of(item) == unique)
+            found = item->interrupted = p->interrupted = true;
+    pthread_cond_signal(&p->runnable_wake);
     pthread_mutex_unlock(&p->park_lock);
-    if (!item)
-        return false;
-    reply_error(p, unique, -EINTR);
-    free(item);
-    return true;
+    return found;
+}
+
+/* Let go who was interrupted and is ending. The kernel reports no second signal, so this looks again and again. */
+static void end_dying_locked(struct plane *p) {
+    p->interrupted = false;
+    for (struct parked **at = &p->parked, *item; (item = *at);) {
+        if (item->interrupted && process_is_dying(((struct fuse_in_header *)item->request)->pid)) {
+            *at = item->next;
+            reply_error(p, unique_of(item), -EINTR);
+            free(item);
+            continue;
+        }
+        p->interrupted |= item->interrupted;
+        at = &item->next;
+    }
+}
+
+static void wait_for_runnable_locked(struct plane *p) {
+    end_dying_locked(p);
+    if (!p->interrupted) {
+        pthread_cond_wait(&p->runnable_wake, &p->park_lock);
+        return;
+    }
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    long ns = until.tv_nsec + DYING_LOOK_NS;
+    until.tv_sec += ns / 1000000000L;
+    until.tv_nsec = ns % 1000000000L;
+    pthread_cond_timedwait(&p->runnable_wake, &p->park_lock, &until);
 }
 
 /* The thread that does what was parked. */
@@ -244,7 +274,7 @@ void park_run_ready(struct worker *w) {
     while (!p->stopping) {
         struct parked *item = p->runnable;
         if (!item) {
-            pthread_cond_wait(&p->runnable_wake, &p->park_lock);
+            wait_for_runnable_locked(p);
             continue;
         }
         p->runnable = item->next;
@@ -254,22 +284,6 @@ void park_run_ready(struct worker *w) {
         pthread_mutex_lock(&p->park_lock);
     }
     pthread_mutex_unlock(&p->park_lock);
-}
-
-/* Start of a process in clock ticks (proc(5), field 22), which tells a reused pid apart. */
-static uint64_t started(uint32_t pid) {
-    char path[32], text[512];
-    snprintf(path, sizeof path, "/proc/%u/stat", pid);
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    ssize_t length = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-    unsigned long long ticks = 0;
-    if (fd >= 0)
-        close(fd);
-    text[length < 0 ? 0 : length] = 0;
-    char *end = strrchr(text, ')');
-    if (end)
-        sscanf(end + 1, " %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu", &ticks);
-    return ticks;
 }
 
 /* The places where what was denied to a process about an owner can be. */
@@ -312,7 +326,7 @@ int refuse_removal(struct request *r, struct node *node, const char *name) {
         since = at->started;
     }
     pthread_mutex_unlock(&p->park_lock);
-    return found && started(r->in->pid) == since ? refuse(r, ex, name, EPERM) : 0;
+    return found && process_started(r->in->pid) == since ? refuse(r, ex, name, EPERM) : 0;
 }
 
 /* `noise`: patterns of names whose changes count for nothing, one a line. */

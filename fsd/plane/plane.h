@@ -141,7 +141,7 @@ struct file {
 struct parked {
     struct parked *next;
     uint64_t ticket;
-    bool ready;
+    bool interrupted;
     uint32_t length;
     unsigned char request[];
 };
@@ -200,6 +200,7 @@ struct plane {
     pthread_mutex_t park_lock;
     pthread_cond_t runnable_wake;
     struct parked *parked, *runnable;
+    bool interrupted; /* some of them may be */
     char *noise_text;
     struct event *events, *last_event;
     uint32_t event_count;
@@ -335,6 +336,9 @@ void event_push(struct plane *p, const fsd_event *event);
 void park_run_ready(struct worker *w);
 int park_init(struct plane *p, const char *noise);
 void park_free(struct plane *p);
+
+uint64_t process_started(uint32_t pid);
+bool process_is_dying(uint32_t pid);
 
 /* files.c */
 struct file *file_get(struct plane *p, uint64_t fh);
