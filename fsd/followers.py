@@ -21,6 +21,7 @@ from store.watching import differing
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from fsd.bursts import Bursts
     from fsd.inodes import Inodes
     from fsd.live import Now, Table
     from fsd.site import Site
@@ -37,14 +38,8 @@ SWEEP_SECONDS = 2.0
 """How long what was deleted stays open in a view at most; a look takes a few microseconds a view."""
 CHOICE_SECONDS = 2.0
 """How often it is looked whether another process chose what the first write of a burst does."""
-SIZE_SECONDS, SIZE_BUDGET = 10.0, 0.5
-"""How often sizes are measured, and for how many seconds then."""
-REAP_SECONDS = 3600.0
-"""How often content that is provably ours and that nothing names is removed."""
-TIMER_SECONDS = 300.0
-"""How often the timer looks whether a snapshot of a container is due."""
-EXPIRE_SECONDS = 60.0
-"""How often retention runs; it deletes at most 20 snapshots a minute (DESIGN 5)."""
+SIZE_BUDGET = 0.5
+"""For how many seconds sizes are measured at a time."""
 
 
 async def follow(site: Site, inodes: Inodes, views: Views) -> None:
@@ -54,13 +49,14 @@ async def follow(site: Site, inodes: Inodes, views: Views) -> None:
         nursery.start_soon(_sweep_views, views)
         nursery.start_soon(_follow_choices, site, inodes)
         nursery.start_soon(_every, MEASURE_SECONDS, site.diffs.measure_wanted)
-        nursery.start_soon(_every, SIZE_SECONDS, functools.partial(site.sizes.refresh, SIZE_BUDGET))
+        often = site.settings.background
+        nursery.start_soon(_every, often.sizes, functools.partial(site.sizes.refresh, SIZE_BUDGET))
         if site.history.supported:
-            nursery.start_soon(_every, EXPIRE_SECONDS, site.history.expire)
-            nursery.start_soon(_every, EXPIRE_SECONDS, site.trash.expire)
-            nursery.start_soon(_every, REAP_SECONDS, site.orphans.reap_ours)
+            nursery.start_soon(_every, often.expire, site.history.expire)
+            nursery.start_soon(_every, often.expire, site.trash.expire)
+            nursery.start_soon(_every, often.reap, site.orphans.reap_ours)
             if site.timer.interval > 0:
-                nursery.start_soon(_every, TIMER_SECONDS, site.timer.tick)
+                nursery.start_soon(_follow_changes, site, views.bursts)
 
 
 async def _follow_tables(site: Site, inodes: Inodes) -> None:
@@ -178,9 +174,23 @@ def choices_of_containers(site: Site) -> dict[str, str]:
     return {obj: choice for obj, choice in chosen if obj.startswith("containers/")}
 
 
+async def _follow_changes(site: Site, bursts: Bursts) -> None:
+    """Run the timer, and tell of what it took: people by an event, the next write that it is recent."""
+    token = trio.lowlevel.current_trio_token()
+
+    def tick() -> None:
+        for snapshot in site.timer.tick().taken:
+            token.run_sync_soon(bursts.taken, snapshot.container_id)
+            site.events.emit(
+                "snapshots", "create", snapshot.container_id, (snapshot.name,), reason=snapshot.reason
+            )
+
+    await _every(site.settings.background.timer, tick)
+
+
 async def _every(seconds: float, work: Callable[[], object]) -> None:
     """Do ``work`` in a thread again and again; a failure is logged and tried again next time."""
-    while True:
+    while seconds > 0:
         await trio.sleep(seconds)
         try:
             await trio.to_thread.run_sync(work)

@@ -45,6 +45,23 @@ class TimerSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BackgroundSettings:
+    """How often a mount does what nobody asked for, in seconds; 0 is never.
+
+    Attributes:
+        expire: snapshots and trash go, as far as their own sections say.
+        timer: it is looked whether the timer's snapshot of a container is due.
+        reap: content that is provably ours and that nothing names goes.
+        sizes: what changed is measured again, for half a second at most.
+    """
+
+    expire: float = 60.0
+    timer: float = 300.0
+    reap: float = 3600.0
+    sizes: float = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WriteSettings:
     """What the first write of a burst does in a container where nothing was chosen."""
 
@@ -63,6 +80,7 @@ class Settings:
     retention: Policy = field(default_factory=Policy)
     trash: TrashPolicy = field(default_factory=TrashPolicy)
     timer: TimerSettings = field(default_factory=TimerSettings)
+    background: BackgroundSettings = field(default_factory=BackgroundSettings)
     on_write: WriteSettings = field(default_factory=WriteSettings)
     source: str = ""
     given: frozenset[str] = field(default=frozenset(), compare=False)

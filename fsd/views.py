@@ -68,7 +68,7 @@ class Views:
         self._container_ids = container_ids
         self.exports = exports
         self._store = store
-        self._bursts = bursts
+        self.bursts = bursts
         self._specs: dict[str, ViewSpec] = {}
         self._held: set[str] = set()
         self._beginning = trio.Lock()
@@ -93,7 +93,7 @@ class Views:
             spec = make()
             if spec.container and not spec.read_only:
                 with suppress(OSError):  # the first write asks again, and tells
-                    self._bursts.recall(spec.container)
+                    self.bursts.recall(spec.container)
             path = self._get(spec.layer_id) if spec.directory is None else spec.directory
             self._specs[spec.key] = spec
             return self.exports.export(self._view(spec, path))
@@ -107,10 +107,8 @@ class Views:
             frozen=spec.read_only and self._is_final(spec),
             sealed=spec.begin is not None,
             gate=gate,
-            window=functools.partial(self._bursts.window, spec.container)
-            if gate and spec.container
-            else None,
-            hastened=functools.partial(self._bursts.hastened, spec.container)
+            window=functools.partial(self.bursts.window, spec.container) if gate and spec.container else None,
+            hastened=functools.partial(self.bursts.hastened, spec.container)
             if gate and spec.container
             else None,
             owner=owner_number(spec.owner),
@@ -197,7 +195,7 @@ class Views:
             return functools.partial(self._begin, spec.key)
         if not spec.container or not self._store.driver.capabilities.snapshots:
             return None
-        return self._bursts.gate(spec.container)
+        return self.bursts.gate(spec.container)
 
 
 def owner_number(owner: str) -> int:

@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 
 INTERVAL: Final = 3600.0
 """Seconds between two snapshots of the timer of one container."""
-SLACK: Final = 60.0
-"""Seconds by which a snapshot may be early, so that an hourly caller never misses its hour."""
+SLACK: Final = 1 / 60
+"""Part of the interval by which a snapshot may be early, so that an hourly caller never misses its hour."""
 ON_WRITE: Final = "on-write"
 """The setting of a container; with ``none`` there are no automatic snapshots of it."""
 
@@ -62,7 +62,7 @@ class Timer:
         now = time.time_ns() if now_ns is None else now_ns
         if not self._history.supported:
             return Ticked(skipped=f"the {self._store.driver_name} driver keeps no snapshots")
-        if not retention.may_take(self._history.free_space()):
+        if not retention.may_take(self._history.free_space(), self._history.policy):
             return Ticked(skipped="too little space is free for more snapshots")
         unwanted = {
             obj for obj, value in self._history.state.settings_of(ON_WRITE).items() if value == "none"
@@ -87,7 +87,7 @@ class Timer:
     def _is_due(self, container: Container, now_ns: int) -> bool:
         snapshots = self._history.list(container.id)
         last = max((s.created_ns for s in snapshots if s.reason == "timer"), default=0)
-        if now_ns - last < (self.interval - SLACK) * retention.SECOND:
+        if now_ns - last < self.interval * (1 - SLACK) * retention.SECOND:
             return False
         # Copies share the generation of what they were made from, also after a rollback.
         generation = self._generation(container.layer)
