@@ -10,26 +10,33 @@ from fsd.cli_rows import (
     NONE,
     ROWS,
     SHORT,
+    OfCatalog,
     age,
-    container_row,
     first_name,
-    image_row,
-    layer_row,
+    parsed,
     print_rows,
     short_id,
     size,
 )
-from fsd.cli_store import open_reading, open_session, store_exists, store_options
+from fsd.cli_store import at_a_glance, open_reading, open_session, store_exists, store_options
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from drivers.base import Compared
     from fsd.cli_rows import Row
     from store.catalog import Catalog
     from store.comparison import Side
     from store.store import Store
+
+
+TOLD_BY = {
+    "images": ("layers", "images", "containers"),
+    "containers": ("images", "containers"),
+    "layers": ("layers",),
+}
+"""The tables that the rows of one are made from."""
 
 
 def images(args: argparse.Namespace) -> int:
@@ -40,7 +47,7 @@ def images(args: argparse.Namespace) -> int:
         "CREATED": age,
         "LAYERS": lambda row: len(row["layers"]),
     }
-    return _listing(args, "images", image_row, columns)
+    return _listing(args, "images", columns)
 
 
 def containers(args: argparse.Namespace) -> int:
@@ -52,7 +59,7 @@ def containers(args: argparse.Namespace) -> int:
         "IMAGE": lambda row: row["image-name"] or row["image"][:SHORT] or NONE,
         "MOUNTS": lambda row: row["mount-count"],
     }
-    return _listing(args, "containers", container_row, columns)
+    return _listing(args, "containers", columns)
 
 
 def layers(args: argparse.Namespace) -> int:
@@ -65,23 +72,22 @@ def layers(args: argparse.Namespace) -> int:
         "SIZE": lambda row: size(row["size"]),
         "MOUNTS": lambda row: row["mount-count"],
     }
-    return _listing(args, "layers", layer_row, columns)
+    return _listing(args, "layers", columns)
 
 
-def _listing(
-    args: argparse.Namespace,
-    table: str,
-    make_row: Callable[[Catalog, Any], Row],
-    columns: dict[str, Callable[[Row], object]],
-) -> int:
+def _listing(args: argparse.Namespace, table: str, columns: dict[str, Callable[[Row], object]]) -> int:
     """Print one table of the store, or the objects of it that were asked for."""
     rows: list[Row] = []
     missing: Sequence[str] = args.name
-    if store_exists(store_options(args)):
+    options = store_options(args)
+    glance = None if args.name else at_a_glance(options, TOLD_BY[table])
+    if glance is not None:
+        rows = [ROWS[table](glance, record) for record in glance.tables[table]]
+    elif store_exists(options):
         with open_reading(args) as store:
             catalog = store.catalog()
             found, missing = _select(catalog, table, args.name)
-            rows = [make_row(catalog, record) for record in found]
+            rows = _rows(catalog, table, found)
             _report_broken(catalog, table)
     for name in missing:
         print(f"fsd: no {table[:-1]} {name!r}", file=sys.stderr)
@@ -90,6 +96,11 @@ def _listing(
     elif args.json or rows or not args.name:
         print_rows(args, rows, columns)
     return 1 if missing else 0
+
+
+def _rows(catalog: Catalog, table: str, records: Iterable[Any]) -> list[Row]:
+    relations = OfCatalog(catalog)
+    return [ROWS[table](relations, parsed(record)) for record in records]
 
 
 def _select(catalog: Catalog, table: str, names: Sequence[str]) -> tuple[list[Any], list[str]]:
@@ -118,7 +129,7 @@ def show(args: argparse.Namespace) -> int:
     with open_reading(args) as store:
         for text in args.object:
             found = find_object(store, text)
-            row = ROWS[found.table](store.catalog(), found.record)
+            (row,) = _rows(store.catalog(), found.table, [found.record])
             shown.append({"kind": found.table[:-1], **row, "record": json.loads(encode(found.record))})
     output.print_json(shown)
     return 0
@@ -150,9 +161,8 @@ def layer_tree(args: argparse.Namespace) -> int:
     with open_reading(args) as store:
         catalog = store.catalog()
         if args.json:
-            output.print_json(
-                [layer_row(catalog, layer) | _upon(catalog, layer.id) for layer in catalog.layers]
-            )
+            rows = _rows(catalog, "layers", catalog.layers)
+            output.print_json([row | _upon(catalog, row["id"]) for row in rows])
         else:
             print(output.tree(str(store.graphroot), _forest(catalog)), end="")
     return 0

@@ -6,16 +6,20 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from fsd import output
+from store.glance import digests
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from typing import TypeAlias
 
     from store.catalog import Catalog
+    from store.glance import Glance
     from store.history import Snapshot
     from store.records import Container, Image, Layer
 
     Row = dict[str, Any]
+    Relations: TypeAlias = "Glance | OfCatalog"
 
 SHORT = 12
 """Digits of an ID that tables show, as podman's do."""
@@ -49,52 +53,95 @@ def age(row: Row) -> str:
     return output.human_age(row["created-ns"])
 
 
-def image_row(catalog: Catalog, image: Image) -> Row:
+def parsed(record: Layer | Image | Container) -> Row:
+    """A record as its table has it, and whether it comes from a store that is only read."""
+    from json import loads
+
+    from store.records import encode
+
+    return {**loads(encode(record)), "read-only": record.read_only}
+
+
+class OfCatalog:
+    """The relations of records, asked of the whole library."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self.mount_count = catalog.mount_count
+
+    def chain(self, layer_id: str) -> list[str]:
+        """IDs of the layer and its ancestors, base first."""
+        return [layer.id for layer in self._catalog.chain(layer_id)]
+
+    def containers_of(self, image_id: str) -> list[str]:
+        """IDs of the containers made from that image."""
+        return [container.id for container in self._catalog.containers_of(image_id)]
+
+    def image_name(self, image_id: str) -> str:
+        """The first name of that image; empty if it has none, or is not there."""
+        image = self._catalog.image(image_id)
+        return image.names[0] if image and image.names else ""
+
+
+def image_row(relations: Relations, image: Row) -> Row:
     """An image."""
+    layer = image.get("layer", "")
     return {
-        "id": image.id,
-        "names": list(image.names),
-        "digests": list(image.digests),
-        "created": image.created,
-        "created-ns": image.created_ns,
-        "layer": image.layer,
-        "layers": [layer.id for layer in catalog.chain(image.layer)] if image.layer else [],
-        "containers": [container.id for container in catalog.containers_of(image.id)],
-        "read-only": image.read_only,
+        **_common(image),
+        "digests": digests(image),
+        "layer": layer,
+        "layers": relations.chain(layer) if layer else [],
+        "containers": relations.containers_of(image["id"]),
+        "read-only": image.get("read-only", False),
     }
 
 
-def container_row(catalog: Catalog, container: Container) -> Row:
+def container_row(relations: Relations, container: Row) -> Row:
     """A container."""
-    image = catalog.image(container.image)
+    image, layer = container.get("image", ""), container.get("layer", "")
     return {
-        "id": container.id,
-        "names": list(container.names),
-        "created": container.created,
-        "created-ns": container.created_ns,
-        "image": container.image,
-        "image-name": image.names[0] if image and image.names else "",
-        "layer": container.layer,
-        "mount-count": catalog.mount_count(container.layer),
+        **_common(container),
+        "image": image,
+        "image-name": relations.image_name(image),
+        "layer": layer,
+        "mount-count": relations.mount_count(layer),
     }
 
 
-def layer_row(catalog: Catalog, layer: Layer) -> Row:
+def layer_row(relations: Relations, layer: Row) -> Row:
     """A layer."""
+    measured = layer.get("diff-digest") or layer.get("toc-digest")
     return {
-        "id": layer.id,
-        "names": list(layer.names),
-        "parent": layer.parent,
-        "created": layer.created,
-        "created-ns": layer.created_ns,
-        "diff-digest": layer.diff_digest,
-        "size": layer.size,
-        "mount-count": catalog.mount_count(layer.id),
-        "read-only": layer.read_only,
+        **_common(layer),
+        "parent": layer.get("parent", ""),
+        "diff-digest": layer.get("diff-digest", ""),
+        "size": layer.get("diff-size", 0) if measured else -1,
+        "mount-count": relations.mount_count(layer["id"]),
+        "read-only": layer.get("read-only", False),
     }
 
 
-ROWS: dict[str, Callable[[Catalog, Any], Row]] = {
+def _common(record: Row) -> Row:
+    return {
+        "id": record["id"],
+        "names": list(record.get("names", ())),
+        "created": record["created"],
+        "created-ns": _created_ns(record["created"]),
+    }
+
+
+def _created_ns(text: str) -> int:
+    """In nanoseconds since the epoch; 0 if it is no time."""
+    from store.codec import parse_time
+    from store.errors import BadValue
+
+    try:
+        return parse_time(text)
+    except BadValue:
+        return 0
+
+
+ROWS: dict[str, Callable[[Relations, Row], Row]] = {
     "images": image_row,
     "containers": container_row,
     "layers": layer_row,

@@ -13,16 +13,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsd import mounts
-from fsd.pool import Pool, PoolError
 from store.errors import Unknown
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
+    from fsd.pool import Pool, PoolError
     from fsd.settings import Settings
     from store.config import StoreOptions
+    from store.glance import Glance
     from store.history import History
     from store.orphans import Orphans
     from store.prune import Prune
@@ -60,6 +60,7 @@ def _driver(args: argparse.Namespace, options: StoreOptions) -> str:
 def pool_of(options: StoreOptions) -> Pool | None:
     """The embedded pool this store lives on, or would live on; ``None`` where it needs none."""
     from drivers import prior_drivers
+    from fsd.pool import Pool
 
     pool = Pool(Path(options.graphroot))
     if options.driver not in ("", BTRFS) or not pool.wanted:
@@ -76,6 +77,8 @@ def on_pool(options: StoreOptions) -> StoreOptions:
 
 def store_exists(options: StoreOptions) -> bool:
     """Whether there is a store to open; opening one that is not there would make it."""
+    from fsd.pool import Pool
+
     graphroot = Path(options.graphroot)
     return Pool(graphroot).exists or (graphroot.is_dir() and any(graphroot.iterdir()))
 
@@ -129,6 +132,28 @@ def open_reading(args: argparse.Namespace) -> Iterator[Queries]:
             options = replace(options, driver=prior[0])
         with Queries(options, lazy=True) as store:
             yield store
+
+
+def at_a_glance(options: StoreOptions, kinds: tuple[str, ...]) -> Glance | None:
+    """Those tables of a store, read without the library; ``None`` where it takes that.
+
+    It does where images come from other stores too, where a table is out of the ordinary, and where the
+    store is not there yet or lies on a pool that is not attached.
+    """
+    from store.glance import DRIVERS, Glance, Odd, is_complete
+
+    others = (options.additional_image_stores, options.image_store, options.transient_store)
+    if any(others) or any("store" in option.partition("=")[0] for option in options.driver_options):
+        return None
+    graphroot, runroot = options.graphroot, options.runroot
+    names = [options.driver] if options.driver else [name for name in DRIVERS if name != "vfs"]
+    there = [name for name in names if is_complete(graphroot, runroot, name)]
+    if len(there) != 1:
+        return None
+    try:
+        return Glance.read(graphroot, runroot, there[0], kinds)
+    except Odd:
+        return None
 
 
 class Session:
@@ -195,6 +220,9 @@ def open_session(args: argparse.Namespace, *, make: bool = False) -> Iterator[Se
 
 def missing_pool(pool: Pool) -> PoolError:
     """Why a store cannot be used without its embedded pool."""
+    from fsd import mounts
+    from fsd.pool import PoolError
+
     kind = mounts.filesystem_of(pool.graphroot).fstype
     return PoolError(
         f"{pool.graphroot} is on {kind}, not on btrfs, and there is no pool {pool.image}: "

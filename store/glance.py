@@ -78,21 +78,25 @@ class Glance:
         tables: records by ``layers``, ``images`` and ``containers``.
     """
 
-    __slots__ = ("_ids", "_names", "mounts", "tables", "texts")
+    __slots__ = ("_containers", "_ids", "_names", "counts", "mounts", "tables", "texts")
 
     def __init__(
         self,
         tables: dict[str, list[dict[str, Any]]],
         mounts: dict[str, str],
         texts: dict[str, str] | None = None,
+        counts: dict[str, int] | None = None,
     ) -> None:
         self.tables = tables
         self.texts = texts or {}
         """Tables whose file is just what a listing of its records as JSON would be."""
         self.mounts = mounts
         """Directories of the layers that are mounted, by ID."""
+        self.counts = counts or {}
+        """How often those layers are, where the tables were read here."""
         self._ids: dict[str, dict[str, dict[str, Any]]] = {}
         self._names: dict[str, dict[str, dict[str, Any]]] = {}
+        self._containers: dict[str, list[str]] | None = None
 
     @classmethod
     def read(cls, graphroot: str, runroot: str, driver: str, kinds: tuple[str, ...] = KINDS) -> Glance:
@@ -114,8 +118,9 @@ class Glance:
             _check(tables[kind])
         mounts, _ = _array(os.path.join(runroot, f"{driver}-layers", "mountpoints.json"))
         paths = {mount["id"]: mount["path"] for mount in mounts if mount.get("count", 0) > 0}
+        texts = {k: text for k, text in texts.items() if text.count('{"id":"') == len(tables[k])}
         return cls(
-            tables, paths, {k: text for k, text in texts.items() if text.count('{"id":"') == len(tables[k])}
+            tables, paths, texts, {mount["id"]: mount["count"] for mount in mounts if mount["id"] in paths}
         )
 
     @classmethod
@@ -156,6 +161,34 @@ class Glance:
                 if (found := look(kind, key)) is not None:
                     return found
         return None
+
+    # -- relations -------------------------------------------------------------------------------
+
+    def chain(self, layer_id: str) -> list[str]:
+        """IDs of the layer and its ancestors, base first."""
+        found: dict[str, None] = {}
+        layer = self.exact("layers", layer_id)
+        while layer is not None and layer["id"] not in found:
+            found[layer["id"]] = None
+            layer = self.exact("layers", layer.get("parent", ""))
+        return list(found)[::-1]
+
+    def containers_of(self, image_id: str) -> list[str]:
+        """IDs of the containers made from that image."""
+        if self._containers is None:
+            self._containers = {}
+            for container in self.tables["containers"]:
+                self._containers.setdefault(container.get("image", ""), []).append(container["id"])
+        return self._containers.get(image_id, [])
+
+    def image_name(self, image_id: str) -> str:
+        """The first name of that image; empty if it has none, or is not there."""
+        image = self.exact("images", image_id)
+        return next(iter(image.get("names", ())), "") if image else ""
+
+    def mount_count(self, layer_id: str) -> int:
+        """How often the layer is mounted, by any tool."""
+        return self.counts.get(layer_id, 0)
 
 
 def digests(image: dict[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from fsd.pool import Pool
 from tests.support import loops
 from tests.support.daemon import fsd, fsd_argv, fsd_env, running
 from tests.support.features import require
-from tests.support.filled import eventually
+from tests.support.filled import CONTAINER, eventually
 from tests.support.tools import StoreDirs
 
 
@@ -150,6 +150,27 @@ def test_listing_of_a_missing_name_is_a_negative_answer(small):
 def test_quiet_listing_prints_full_ids(small):
     (image,) = rows(small, "images")
     assert fsd(small, "images", "-q").stdout == f"{image['id']}\n"
+
+
+def test_a_listing_says_what_the_whole_library_says_of_each_object(filled, podman):
+    """A listing reads the tables alone; whoever is asked for by name is looked up by the library."""
+    with mounted_by(podman):
+        for table in ("images", "containers", "layers"):
+            listed = rows(filled, table)
+            assert len(listed) > 1 or table == "containers"
+            assert listed == rows(filled, table, *(row["id"] for row in listed))
+            text = fsd(filled, table).stdout
+            assert text == fsd(filled, table, *(row["id"] for row in listed)).stdout
+        assert [row["mount-count"] for row in rows(filled, "containers")] == [1]
+
+
+@contextlib.contextmanager
+def mounted_by(podman):
+    podman("mount", CONTAINER)
+    try:
+        yield
+    finally:
+        podman("umount", CONTAINER)
 
 
 def test_output_to_a_closed_pipe_is_no_error(small):
