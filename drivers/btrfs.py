@@ -180,6 +180,8 @@ class BtrfsDriver(BtrfsChanges, Driver):
             raise
 
     def _requested_size(self, creation: Creation) -> int:
+        if not creation.storage_opts:
+            return 0
         reject_unknown("storage-opt", creation.storage_opts, {"size"})
         size = parse_size(creation.storage_opts.get("size", "0"))
         self.quotas.check(size)

@@ -253,7 +253,8 @@ class Creations(AutomaticMappings):
         """The options as far as this store allows them; ``BadValue``."""
         if bool(options.mount_label) != bool(options.process_label):
             raise BadValue("a mount label and a process label go together: give both or neither")
-        return replace(options, volatile=False) if self.options.disable_volatile else options
+        forbidden = options.volatile and self.options.disable_volatile
+        return replace(options, volatile=False) if forbidden else options
 
     def _make_container(
         self,

@@ -24,7 +24,9 @@ from store.snapshots import snapshot_key
 from store.state import Intent, State, journal
 
 if TYPE_CHECKING:
+    from store.containers import ContainerView
     from store.core import Transaction
+    from store.layers import LayerView
     from store.store import Store
 
 __all__ = ["FILL", "Source", "create_from", "end_fill", "fill", "resolve_source"]
@@ -205,10 +207,9 @@ def check_pristine(store: Store, container: str) -> None:
     Raises:
         ContainerUnknown, NotPristine, InUse
     """
-    container_id = store.container(container).id
-    with store.transaction(layers="r", containers="r") as tables:
-        found = tables.containers.existing(container_id)
-        _check_pristine(store, tables, found, tables.layers.existing(found.layer))
+    found = store.container(container)
+    layers, containers = store.tables.layers.peek(), store.tables.containers.peek()
+    _check_pristine(store, found, store.layer(found.layer), layers, containers)
 
 
 def _exchange(store: Store, tables: Transaction, container_id: str, source: Source, new: str) -> Container:
@@ -219,7 +220,7 @@ def _exchange(store: Store, tables: Transaction, container_id: str, source: Sour
     """
     container = tables.containers.existing(container_id)
     old = tables.layers.existing(container.layer)
-    _check_pristine(store, tables, container, old)
+    _check_pristine(store, container, old, tables.layers.view, tables.containers.view)
     _check_source(store, tables, source)
     filled = replace(container, image=source.image, layer=new)
     with ExitStack() as undo:
@@ -253,14 +254,16 @@ def _record(old: Layer, container: Container, source: Source, new: str) -> Layer
     )
 
 
-def _check_pristine(store: Store, tables: Transaction, container: Container, old: Layer) -> None:
+def _check_pristine(
+    store: Store, container: Container, old: Layer, layers: LayerView, containers: ContainerView
+) -> None:
     label = f"container {container.names[0] if container.names else container.id[:12]}"
     if container.image or old.parent:
         raise NotPristine(f"{label} was filled already; make a new one for other content")
-    mounts = tables.layers.mounts.view.count(old.id)
+    mounts = store.mounts_now().count(old.id)  # under the layers' lock nobody mounts
     if mounts:
         raise InUse(f"{label} is mounted (count {mounts}); unmount it before filling it")
-    if tables.layers.view.children(old.id) or len(tables.containers.view.on_layer(old.id)) != 1:
+    if layers.children(old.id) or len(containers.on_layer(old.id)) != 1:
         raise NotPristine(f"the layer of {label} is used by others")
     with store.driver.mounted(old.id) as root:
         if os.listdir(root):

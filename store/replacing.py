@@ -124,24 +124,31 @@ def _write(fd: int, data: bytes) -> None:
 
 
 def _copy(kept: Kept, fd: int) -> bool:
-    """Copy what stays, whole blocks first since these can be shared; whether that can be done at all."""
+    """Copy what stays; whether that can be done at all.
+
+    Only whole blocks can be shared. The rest is copied by hand: the kernel would wait until the present file
+    is on the disk.
+    """
     try:
         source = os.open(kept.path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
-        left = kept.size
+        left = whole = kept.size // _BLOCK * _BLOCK
         if file_state_of(source) != kept.state:
             return False
         while left:
-            count = left // _BLOCK * _BLOCK or left
-            done = os.copy_file_range(source, fd, count)
+            done = os.copy_file_range(source, fd, left)
             if done == 0:
-                raise OSError(errno.EIO, "the file ended too early", str(kept.path))
+                break
             left -= done
+        rest = os.pread(source, kept.size - whole, whole)
+        if left or len(rest) != kept.size - whole:
+            raise OSError(errno.EIO, "the file ended too early", str(kept.path))
+        _write(fd, rest)
         return True
     except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EINVAL) and left == kept.size:
+        if error.errno in (errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EINVAL) and left == whole:
             return False
         raise
     finally:

@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from drivers.processes import own_start, started
 from store.state_db import Database
 
 if TYPE_CHECKING:
@@ -338,21 +339,12 @@ def _lowest_free_number(connection: sqlite3.Connection) -> int:
 
 def _owner(pid: int) -> str:
     """A process for all time: the boot, the pid, and when it started (proc(5), stat field 22)."""
-    return f"{_boot_id()} {pid} {_start_time(pid)}"
+    return f"{_boot_id()} {pid} {own_start(pid)}"
 
 
 def _is_alive(owner: str) -> bool:
     boot, pid, start = owner.split(" ")
-    return boot == _boot_id() and start != "" and start == _start_time(int(pid))
-
-
-def _start_time(pid: int) -> str:
-    """In clock ticks after boot; empty when there is no such process."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-    return stat.rpartition(")")[2].split()[19]
+    return boot == _boot_id() and start != "" and start == started(int(pid))
 
 
 @lru_cache(maxsize=1)
