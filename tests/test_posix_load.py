@@ -22,6 +22,10 @@ OPERATIONS = int(os.environ.get("FSD_LOAD_OPERATIONS", "3000"))
 DIRECTORIES = ("", "a", "b", "a/c", "b/d", "a/c/e")
 NAMES = ("a", "b", "c", "d", "e", "f", "g", "h")
 OPEN_MAX = 8
+STRESSORS = """
+access chmod chown copy-file dentry dir dirdeep dirmany dup fallocate fcntl filename flock fstat getdent hdd io iomix
+lease locka lockf lockofd mknod open readahead rename seek sync-file touch utime
+"""
 
 
 class Load:
@@ -117,3 +121,19 @@ def test_posix_load_has_the_same_outcomes(btrfs_dir: Path, tmp_path: Path, passt
     assert [pair for pair in zip(wanted, found, strict=True) if pair[0] != pair[1]] == []
     assert left == left_in_tree
     assert snapshot_tree(real / "tree", times=False) == left
+
+
+@pytest.mark.parametrize("passthrough", [True, False], ids=["passthrough", "by request"])
+def test_stress_ng_finds_nothing_wrong(btrfs_dir: Path, tmp_path: Path, passthrough: bool) -> None:
+    features.require("fuse")
+    run("btrfs", "subvolume", "create", btrfs_dir / "c")
+    flags = ["--verify", "--oomable", "--timeout", "60", "--temp-path", "c"]
+    for stressor in STRESSORS.split():
+        flags += [f"--{stressor}", "1", f"--{stressor}-ops", "10"]
+    views = {"c": (btrfs_dir / "c", False)}
+    plane = {"passthrough": passthrough}
+    with RootfsMount(tmp_path / "mnt", views, tmp_path / "s", plane=plane, gated=False) as mount:
+        said = run("stress-ng", *flags, cwd=mount.path).stderr
+    assert "successful run completed" in said
+    assert [line for line in said.splitlines() if "fail:" in line or "skipping" in line] == []
+    assert os.listdir(btrfs_dir / "c") == []
