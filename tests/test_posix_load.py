@@ -23,8 +23,8 @@ DIRECTORIES = ("", "a", "b", "a/c", "b/d", "a/c/e")
 NAMES = ("a", "b", "c", "d", "e", "f", "g", "h")
 OPEN_MAX = 8
 STRESSORS = """
-access chmod chown copy-file dentry dir dirdeep dirmany dup fallocate fcntl filename flock fstat getdent hdd io iomix
-lease locka lockf lockofd mknod open readahead rename seek sync-file touch utime
+access chmod chown copy-file dentry dir dirdeep dirmany dup fallocate fcntl filename flock fstat getdent hdd
+io iomix lease locka lockf lockofd mknod open readahead rename seek sync-file touch utime
 """
 
 

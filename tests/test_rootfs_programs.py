@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -29,11 +30,27 @@ Maintainer: nobody <nobody@localhost>
 Description: a package of the tests
 """
 
+APT = """
+APT::Sandbox::User "root";
+Dir::Log::Terminal "";
+Dpkg::Use-Pty "0";
+DPkg::Options { "--force-not-root,script-chrootless,bad-path"; };
+"""
+"""Settings for a root without users, devices and services."""
+
 
 def libraries(program: str) -> list[str]:
     """What a program needs to run."""
     lines = run("ldd", program, check=False).stdout.split()
     return sorted({word for word in lines if word.startswith("/")})
+
+
+def install_file(top: Path, program: Path) -> None:
+    """Copy an executable of this machine, and the libraries it needs, into a root."""
+    for path in (os.path.realpath(program), *libraries(os.path.realpath(program))):
+        target = top / path.lstrip("/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target)
 
 
 def install(top: Path, *programs: str) -> None:
@@ -42,10 +59,7 @@ def install(top: Path, *programs: str) -> None:
         found = shutil.which(program)
         if found is None:
             pytest.fail(f"{program} is not installed")
-        for path in (os.path.realpath(found), *libraries(os.path.realpath(found))):
-            target = top / path.lstrip("/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(path, target)
+        install_file(top, Path(found))
         link = top / "bin" / program
         link.parent.mkdir(exist_ok=True)
         if not link.exists():
@@ -160,3 +174,44 @@ def test_compileall_writes_what_runs(work: Work) -> None:
     assert len(found) == len(list((work.real / "json").glob("*.py")))
     code = "import sys; sys.path.insert(0, sys.argv[1]); import json; print(json.__cached__)"
     assert str(work.here) in run(sys.executable, "-S", "-c", code, work.here).stdout
+
+
+def test_apt_in_a_chroot_installs_and_removes_what_depends_on_each_other(root: Work, tmp_path: Path) -> None:
+    install(
+        root.here, "apt-get", "apt-cache", "dpkg", "dpkg-deb", "dpkg-query", "dpkg-split", "tar", "rm", "diff"
+    )
+    shutil.copytree("/usr/share/dpkg", root.here / "usr/share/dpkg", dirs_exist_ok=True)
+    for method in ("file", "copy", "store"):
+        install_file(root.here, Path("/usr/lib/apt/methods") / method)
+    for name in ("info", "updates", "triggers"):
+        (root.here / "var/lib/dpkg" / name).mkdir(parents=True)
+    (root.here / "var/lib/dpkg/status").touch()
+    for name in ("lib/apt/lists/partial", "cache/apt/archives/partial", "log/apt"):
+        (root.here / "var" / name).mkdir(parents=True)
+    for name in ("etc/apt/apt.conf.d", "etc/apt/preferences.d", "repository"):
+        (root.here / name).mkdir(parents=True)
+    index = []
+    for name, more in (("fsd-base", ""), ("fsd-top", "Depends: fsd-base (= 1)\n")):
+        package = tmp_path / name
+        for place in ("DEBIAN", f"usr/share/{name}"):
+            (package / place).mkdir(parents=True)
+        control = CONTROL.replace("fsd-test", name) + more
+        (package / "DEBIAN/control").write_text(control)
+        for number in range(100):
+            (package / f"usr/share/{name}/{number}").write_text(f"{name} {number}\n")
+        built = root.here / f"repository/{name}.deb"
+        run("dpkg-deb", "--root-owner-group", "-b", package, built)
+        content = built.read_bytes()
+        where = (
+            f"Filename: ./{name}.deb\nSize: {len(content)}\nSHA256: {hashlib.sha256(content).hexdigest()}\n"
+        )
+        index.append(control.strip() + "\n" + where)
+    (root.here / "repository/Packages").write_text("\n".join(index))
+    (root.here / "etc/apt/sources.list").write_text("deb [trusted=yes] file:/repository ./\n")
+    (root.here / "etc/apt/apt.conf").write_text(APT)
+    inside(root.here, "apt-get", "update")
+    inside(root.here, "apt-get", "-y", "install", "fsd-top")
+    assert (root.real / "usr/share/fsd-base/99").read_text() == "fsd-base 99\n"
+    assert "Status: install ok installed" in (root.real / "var/lib/dpkg/status").read_text()
+    inside(root.here, "apt-get", "-y", "purge", "--autoremove", "fsd-top")
+    assert not (root.real / "usr/share/fsd-base").exists()
