@@ -27,7 +27,7 @@ BUILD_SCRIPTS := $(wildcard drivers/_*_build.py fsd/plane/_*_build.py)
 GENERATED := $(BUILD_SCRIPTS:_build.py=.c)
 BUILD_SOURCES := $(filter-out $(GENERATED),$(wildcard drivers/*.c drivers/*.h drivers/*/*.c drivers/*/*.h fsd/plane/*.c fsd/plane/*.h))
 BUILD_INPUTS := $(VENV)/bin/python pyproject.toml setup.py $(BUILD_SCRIPTS) $(BUILD_SOURCES)
-SANITIZE_TESTS ?= tests/test_rootfs.py tests/test_rootfs_names.py tests/test_rootfs_views.py tests/test_posix.py
+SANITIZE_TESTS ?= tests/test_rootfs.py tests/test_rootfs_bulk.py tests/test_rootfs_names.py tests/test_rootfs_views.py tests/test_posix.py
 SANITIZE ?= address,undefined
 comma := ,
 SANITIZED_MODULE = $(wildcard build/sanitized-$(subst $(comma),-,$(SANITIZE))/fsd/plane/_plane.*.so)

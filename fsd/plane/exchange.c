@@ -73,6 +73,7 @@ static void go_over(struct export *ex, const struct export *next, const struct t
     dup3(next->mount, ex->mount, O_CLOEXEC);
     tree->root = to->root;
     tree->subvolume = to->subvolume;
+    tree_renew(tree);
     ex->mount_id = next->mount_id;
     ex->flags &= ~(uint32_t)FSD_SEALED;
     atomic_fetch_add(&ex->epoch, 1);

@@ -80,10 +80,19 @@ static bool is_btrfs_handle(const struct handle *handle, const struct statx *inf
     return handle->type == BTRFS_FID && handle->length == BTRFS_FID_LENGTH && inode == info->stx_ino;
 }
 
+/* Nothing read of a tree before holds any more. */
+void tree_renew(struct tree *tree) {
+    static atomic_uint last;
+    atomic_store(&tree->serial, atomic_fetch_add(&last, 1) + 1);
+    atomic_store(&tree->settled, UNSETTLED);
+}
+
 /* Find out how nodes of a tree can be reopened, by trying it on its root. */
 void tree_describe(struct tree *tree, const struct handle *root, const struct statx *info) {
     struct handle any = *root;
     tree->device = tree->other_device = device_of(info);
+    tree->block = info->stx_blksize;
+    tree_renew(tree);
     tree->root = *root;
     tree->kind = BY_NAME;
     if (tree->export->flags & FSD_BY_NAME || root->type < 0)
@@ -255,6 +264,7 @@ int fsd_unexport(plane *p, uint32_t number) {
         return -ENOENT;
     notify_inval_inode(p, root->id);
     node_put(p, root);
+    scan_drop(p);
     return 0;
 }
 

@@ -43,7 +43,6 @@ typedef struct {
     int descriptors;
     int passthrough;
     int spin;
-    int prefetch;
     const char *noise;
 } fsd_settings;
 
@@ -61,6 +60,7 @@ typedef struct {
     uint64_t polls;
     uint64_t spins;
     uint64_t malformed;
+    uint64_t searches;
     uint64_t operations[64];
     int passthrough;
     int ended;

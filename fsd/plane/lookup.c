@@ -21,8 +21,9 @@ static uint64_t stand_in(const struct node *parent, const char *name) {
     return (digest & (INODE_MASK >> 1)) | 1ULL << (INODE_BITS - 1);
 }
 
-static int enter(struct request *r, struct tree *tree, const struct handle *handle, struct node *parent,
-                 const char *name, struct child *child) {
+/* The node of an entry whose attributes are known. */
+int enter(struct request *r, struct tree *tree, const struct handle *handle, struct node *parent, const char *name,
+          struct child *child) {
     uint64_t inode = child->info.stx_ino;
     if (tree->kind == BY_BTRFS_HANDLE) {
         handle = NULL;

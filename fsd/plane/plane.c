@@ -42,7 +42,7 @@ static int init(struct plane *p, const fsd_settings *settings) {
     if (!error)
         error = fds_init(p, settings->descriptors);
     if (!error)
-        error = prefetch_start(p, settings->prefetch);
+        error = ahead_start(p);
     return p->event_fd < 0 || p->stop_fd < 0 || p->pump_fd < 0 ? -EMFILE : error;
 }
 
@@ -88,7 +88,7 @@ plane *fsd_start(const fsd_settings *settings) {
 
 void fsd_stop(plane *p) {
     loop_stop(p);
-    prefetch_stop(p);
+    ahead_stop(p);
     release(p);
 }
 
@@ -133,6 +133,7 @@ void fsd_stats_read(plane *p, fsd_stats *stats) {
                          .polls = atomic_load(&p->polls),
                          .spins = atomic_load(&p->spins),
                          .malformed = atomic_load(&p->malformed),
+                         .searches = atomic_load(&p->searches),
                          .passthrough = atomic_load(&p->passthrough),
                          .ended = atomic_load(&p->ended),
                          .threads = p->threads,

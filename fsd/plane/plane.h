@@ -49,6 +49,9 @@ struct handle {
 
 enum tree_kind { BY_BTRFS_HANDLE = FSD_BTRFS_HANDLES, BY_HANDLE = FSD_HANDLES, BY_NAME = FSD_NAMES };
 
+/* Whether what was written to a tree before it was shown is on the disk, where scan.c finds it. */
+enum settling { UNSETTLED, SETTLING, SETTLED };
+
 /* A directory tree shown in the mount. */
 struct export {
     struct export *next;
@@ -79,6 +82,9 @@ struct tree {
     enum tree_kind kind;
     uint64_t device, other_device; /* other: after an exchange */
     uint64_t subvolume;
+    uint32_t block;          /* what space is counted in, bytes */
+    _Atomic uint32_t serial; /* another one when it means another subvolume */
+    atomic_int settled;      /* enum settling */
     struct handle root;
 };
 
@@ -171,7 +177,6 @@ struct denied {
 #define PENDING_BUCKETS 256
 #define DENIED_MAX 1024
 #define DENIED_WAYS 8
-#define PREFETCH_MAX 1024
 
 struct plane {
     int device, socket, event_fd, stop_fd, pump_fd;
@@ -214,12 +219,7 @@ struct plane {
     pthread_mutex_t notify_lock;
     pthread_cond_t notify_wake;
     struct queued *notices, *last_notice;
-    pthread_mutex_t prefetch_lock;
-    pthread_cond_t prefetch_wake;
-    uint64_t prefetch[PREFETCH_MAX];
-    uint32_t prefetch_head, prefetch_tail;
-    pthread_t *prefetchers;
-    int prefetcher_count;
+    struct scan *scan;
     pthread_mutex_t turn_lock;
     pthread_cond_t turn_free, watch_wake;
     struct worker *_Atomic reader; /* whose turn it is */
@@ -227,7 +227,7 @@ struct plane {
     uint32_t minor, kernel_minor, max_pages;
     uint64_t offered;
     atomic_ulong requests, forwarded, parked_total, refused, node_count, open_files, backings, pinned, polls,
-        spins, malformed, operations[64];
+        spins, malformed, searches, operations[64];
 };
 
 /* One request in hand. The answer is built in place after its header and written at once. */
@@ -294,6 +294,7 @@ void export_node_gone(struct plane *p, struct export *ex);
 int export_open_root(struct export *ex, const char *path);
 struct export *export_find(struct plane *p, uint32_t number);
 void exports_free(struct plane *p);
+void tree_renew(struct tree *tree);
 void tree_describe(struct tree *tree, const struct handle *root, const struct statx *info);
 void handle_from(const struct statx *info, struct handle *handle);
 
@@ -306,6 +307,8 @@ int child_of(struct request *r, struct node *parent, int directory, const char *
 int stat_fd(int fd, struct statx *info);
 struct node *child_known(struct request *r, struct node *parent, int directory, const char *name,
                          struct statx *info);
+int enter(struct request *r, struct tree *tree, const struct handle *handle, struct node *parent, const char *name,
+          struct child *child);
 int enter_fd(struct request *r, struct node *parent, const char *name, int fd, struct child *child);
 void child_drop(struct request *r, struct child *child);
 
@@ -384,10 +387,10 @@ void notify_inval_inode(struct plane *p, uint64_t id);
 void notify_ask_again(struct plane *p);
 void *notifier_main(void *argument);
 
-/* prefetch.c */
-int prefetch_start(struct plane *p, int count);
-void prefetch_stop(struct plane *p);
-void prefetch_add(struct plane *p, uint64_t id);
+/* scan.c, ahead.c */
+void scan_drop(struct plane *p);
+int ahead_start(struct plane *p);
+void ahead_stop(struct plane *p);
 
 /* Handlers: each answers one opcode with the length of its payload or a negated errno. */
 typedef int handler(struct request *r);

@@ -119,6 +119,8 @@ class Stats:
     polls: int
     spins: int
     malformed: int
+    searches: int
+    """How often a tree nobody changes was read in bulk."""
     passthrough: bool
     ended: bool
     threads: int
@@ -153,7 +155,6 @@ class Plane:
         noise: Sequence[str] = (),
         threads: int = THREADS,
         spin: int = SPIN,
-        prefetch: int = 0,
         descriptors: int | None = None,
     ) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -165,7 +166,7 @@ class Plane:
         noise_text = _plane.ffi.new("char[]", "\n".join(noise).encode())
         settings = _plane.ffi.new("fsd_settings *")
         settings.device, settings.socket = device, ours.fileno()
-        settings.threads, settings.spin, settings.prefetch = threads, spin, prefetch
+        settings.threads, settings.spin = threads, spin
         settings.descriptors = _default_slots() if descriptors is None else descriptors
         settings.passthrough = passthrough
         settings.noise = noise_text

@@ -69,7 +69,7 @@ class Fuzzer:
         self.device, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (self.device, device):
             end.setsockopt(socket.SOL_SOCKET, 32, ROOM)  # SO_SNDBUFFORCE: the plane's end must never be full
-        self.plane = Plane(device.detach(), noise=("*~",), descriptors=16, prefetch=1)
+        self.plane = Plane(device.detach(), noise=("*~",), descriptors=16)
         self.python = socket.socket(fileno=int(self.plane.hand_over().rpartition("/")[2]))
         self.known = Known(self.pick)
         self.make = Requests(self.pick, self.known)
