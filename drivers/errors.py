@@ -87,4 +87,12 @@ class HostileArchive(ArchiveError):
 
 
 class IntegrityError(ArchiveError):
-    """A file's content no longer matches the checksum recorded for it."""
+    """A file's content no longer matches the checksum recorded for it.
+
+    Attributes:
+        name: the file's, as the archive has it; empty where it is not the content that is wrong.
+    """
+
+    def __init__(self, text: str, *, name: bytes = b"") -> None:
+        super().__init__(text)
+        self.name = name

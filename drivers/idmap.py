@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+NOBODY = 65534
+"""What an ID outside every range appears as (user_namespaces(7), overflowuid)."""
+
 
 @dataclass(frozen=True, slots=True)
 class IDMap:
@@ -34,19 +37,33 @@ class IDMappings:
 
     def to_host(self, uid: int, gid: int) -> tuple[int, int]:
         """Host IDs of a container's ``uid`` and ``gid``; ``ValueError`` if one is not mapped."""
-        return _translate(uid, self.uids, to_host=True), _translate(gid, self.gids, to_host=True)
+        return translate(uid, self.uids, to_host=True), translate(gid, self.gids, to_host=True)
+
+    def to_host_or_nobody(self, uid: int, gid: int) -> tuple[int, int]:
+        """:meth:`to_host`, with :data:`NOBODY` for an ID that is not mapped, as containers/storage has it."""
+        host = []
+        for value, ranges in ((uid, self.uids), (gid, self.gids)):
+            try:
+                host.append(translate(value, ranges, to_host=True))
+            except ValueError:
+                host.append(NOBODY)
+        return host[0], host[1]
 
     def to_container(self, uid: int, gid: int) -> tuple[int, int]:
         """Container IDs of the host's ``uid`` and ``gid``; ``ValueError`` if one is not mapped."""
-        return _translate(uid, self.uids, to_host=False), _translate(gid, self.gids, to_host=False)
+        return translate(uid, self.uids, to_host=False), translate(gid, self.gids, to_host=False)
 
     @property
     def root(self) -> tuple[int, int]:
-        """Host owner of what the container's root owns."""
-        return self.to_host(0, 0)
+        """Host owner of what the container's root owns; -1 twice, as for chown(2), if that is not mapped."""
+        try:
+            return self.to_host(0, 0)
+        except ValueError:
+            return -1, -1
 
 
-def _translate(value: int, ranges: Sequence[IDMap], *, to_host: bool) -> int:
+def translate(value: int, ranges: Sequence[IDMap], *, to_host: bool) -> int:
+    """An ID on the other side of the ranges; without any it is the same; ``ValueError`` if none has it."""
     if not ranges:
         return value
     for r in ranges:

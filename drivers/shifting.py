@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from drivers import syscalls
 from drivers.errors import NotSupported
-from drivers.idmap import IDMap, IDMappings
+from drivers.idmap import IDMap, IDMappings, translate
 from drivers.processes import is_alive, private_name
 
 if TYPE_CHECKING:
@@ -42,10 +42,12 @@ def update_id_map(root: Path, old: IDMappings, new: IDMappings) -> None:
 
     Set-ID bits and file capabilities, which chown(2) drops, are put back; users and groups named in ACLs,
     and the root user of version 3 capabilities, are translated like owners. All owners are looked at
-    before the first is changed.
+    before the first is changed. As in containers/storage an owner whose container ID is in no range of
+    ``new`` becomes nobody, and what the host's root owns under ``old`` counts as the container's root's:
+    that library leaves directories it made for an archive so (FORMAT 6.1).
 
     Raises:
-        NotSupported: an owner is in no range of ``old``, or its container ID in none of ``new``.
+        NotSupported: an owner is in no range of ``old``.
     """
     shift = _Shift(old, new)
     for entry in _walk(root):
@@ -72,14 +74,15 @@ class _Shift:
     def __init__(self, old: IDMappings, new: IDMappings) -> None:
         self._old, self._new = old, new
 
-    def _translate(self, uid: int, gid: int) -> tuple[int, int]:
-        return self._new.to_host(*self._old.to_container(uid, gid))
-
     def owners(self, entry: _Entry) -> tuple[int, int]:
+        owner = entry.status.st_uid, entry.status.st_gid
         try:
-            return self._translate(entry.status.st_uid, entry.status.st_gid)
+            inside = self._old.to_container(*owner)
         except ValueError as error:
-            raise NotSupported(f"owner of {entry.name!r} cannot be shifted: {error}") from error
+            if owner != (0, 0):
+                raise NotSupported(f"owner of {entry.name!r} cannot be shifted: {error}") from error
+            inside = owner
+        return self._new.to_host_or_nobody(*inside)
 
     def apply(self, entry: _Entry) -> None:
         owners = self.owners(entry)
@@ -114,11 +117,9 @@ class _Shift:
 
     def _named(self, identifier: int, *, user: bool) -> int:
         # An ACL may name someone the mapping does not know; then the entry keeps naming nobody.
-        side = 0 if user else 1
-        pair = [self._old.root[0], self._old.root[1]]
-        pair[side] = identifier
+        old, new = (self._old.uids, self._new.uids) if user else (self._old.gids, self._new.gids)
         try:
-            return self._translate(pair[0], pair[1])[side]
+            return translate(translate(identifier, old, to_host=False), new, to_host=True)
         except ValueError:
             return identifier
 

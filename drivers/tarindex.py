@@ -13,14 +13,15 @@ import threading
 from array import array
 from bisect import bisect_right
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from drivers.archive_native import Indexing, crc64
 from drivers.confine import Root
-from drivers.errors import IntegrityError
-from drivers.tarformat import show
-from drivers.tarsplit import SPARSE, LineBuffer, Piece, has_content, open_content, parse_line
+from drivers.tarsplit import SPARSE, LineBuffer, Piece, has_content, open_content, parse_line, unlike
 from drivers.tarsplit_file import open_lines
+
+if TYPE_CHECKING:
+    from drivers.errors import IntegrityError
 
 _PIECE = 1 << 20
 _WHOLE_MAX = 16 << 20
@@ -154,8 +155,7 @@ class SeekableDiff:
         try:
             status = os.fstat(fd)
             if status.st_size != piece.size:
-                text = f"{status.st_size} bytes, the layer's archive has {piece.size}"
-                raise IntegrityError(f"{show(piece.name)}: {text}")
+                raise unlike(piece, f"{status.st_size} bytes, the layer's archive has {piece.size}")
             version = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
             if piece.size <= _WHOLE_MAX and self._checked.get(number) != version:
                 self._check_whole(fd, piece)
@@ -164,7 +164,7 @@ class SeekableDiff:
         finally:
             os.close(fd)
         if len(data) != size:
-            raise IntegrityError(f"{show(piece.name)}: became shorter while it was read")
+            raise unlike(piece, "became shorter while it was read")
         if piece.size > _WHOLE_MAX:
             self._check_in_order(number, piece, offset, data)
         return data
@@ -193,4 +193,4 @@ class SeekableDiff:
 
 
 def _altered(piece: Piece) -> IntegrityError:
-    return IntegrityError(f"{show(piece.name)}: content differs from the layer's archive")
+    return unlike(piece, "content differs from the layer's archive")

@@ -252,22 +252,27 @@ def open_content(root: Root, name: bytes) -> int:
         raise IntegrityError(f"{show(name)}: cannot be read back: {error.strerror}") from error
 
 
+def unlike(piece: Piece, text: str) -> IntegrityError:
+    """The error for a file that is not what ``piece`` records."""
+    return IntegrityError(f"{show(piece.name)}: {text}", name=piece.name)
+
+
 def file_content(root: Root, piece: Piece) -> Iterator[bytes]:
     """Content of the file ``piece`` names, checked against its size and checksum."""
     fd = open_content(root, piece.name)
     try:
         actual = os.fstat(fd).st_size
         if actual != piece.size:
-            raise IntegrityError(f"{show(piece.name)}: {actual} bytes, the layer's archive has {piece.size}")
+            raise unlike(piece, f"{actual} bytes, the layer's archive has {piece.size}")
         crc, left = 0, piece.size
         while left:
             data = os.read(fd, min(left, _PIECE))
             if not data:
-                raise IntegrityError(f"{show(piece.name)}: became shorter while it was read")
+                raise unlike(piece, "became shorter while it was read")
             crc = crc64(data, crc)
             left -= len(data)
             if not left and crc != piece.crc:
-                raise IntegrityError(f"{show(piece.name)}: content differs from the layer's archive")
+                raise unlike(piece, "content differs from the layer's archive")
             yield data
     finally:
         os.close(fd)

@@ -48,7 +48,6 @@ ERRNOS: dict[type[BaseException], int] = {
     store.LayerNotMounted: errno.EINVAL,
     store.SizeUnknown: errno.ENODATA,
     store.DigestUnknown: errno.ENODATA,
-    store.DuplicateNamesReadOnly: errno.EROFS,
     driver.LayerUnknown: errno.ENOENT,
     driver.SnapshotUnknown: errno.ENOENT,
     driver.LayerExists: errno.EEXIST,

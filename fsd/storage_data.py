@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 from fsd.storage_context import write_all
 from fsd.storage_errors import text_of
-from store.errors import BadBigDataKey, BigDataUnknown, ContainerUnknown, ImageUnknown, LayerUnknown, NotAnID
+from store.errors import (
+    BadBigDataKey,
+    BigDataUnknown,
+    ContainerUnknown,
+    DigestUnknown,
+    ImageUnknown,
+    LayerUnknown,
+    NotAnID,
+    SizeUnknown,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -187,16 +196,16 @@ def set_layer_data(run: Run) -> int:
 def _size(run: Run, read: Callable[[], int]) -> int:
     try:
         run.say(f"{read()}\n")
-    except (BigDataUnknown, BadBigDataKey):
-        run.fail("size is not known")
+    except BadBigDataKey:
+        run.fail(SizeUnknown.original)
     return 0
 
 
 def _digest(run: Run, read: Callable[[], str]) -> int:
     try:
         run.say(f"{read()}\n")
-    except (BigDataUnknown, BadBigDataKey):
-        run.fail("could not compute digest of item")
+    except BadBigDataKey:
+        run.fail(DigestUnknown.original)
     return 0
 
 

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from drivers.base import ChangeKind, Compression
+from drivers.errors import IntegrityError
 from fsd.storage_context import write_all
 from fsd.storage_create import applydiff
 from fsd.storage_data import layer_of
@@ -63,8 +64,11 @@ def diff(run: Run) -> int:
             except OSError as error:
                 run.fail(text_of(error))
         stream = stack.enter_context(run.store.diff(layer_id, other_id, compression))
-        while piece := stream.read(_PIECE):
-            write_all(target, piece)
+        try:
+            while piece := stream.read(_PIECE):
+                write_all(target, piece)
+        except IntegrityError as error:
+            run.fail(f"file integrity checksum failed for {quoted(error.name)}" if error.name else str(error))
     return 0
 
 

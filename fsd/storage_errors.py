@@ -81,7 +81,7 @@ def _bad_option(error: BadOption, options: StoreOptions) -> str:
         if "=" not in option:
             return f"unable to parse key/value option: {option}"
         key = option.partition("=")[0]
-        if repr(key) in str(error) and (text := _UNKNOWN_OPTION.get(options.driver)):
+        if key in str(error) and (text := _UNKNOWN_OPTION.get(options.driver)):
             return text.format(key)
     return str(error)
 

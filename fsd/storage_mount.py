@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from drivers.errors import BadOption
 from fsd.storage_errors import EXPECTED, text_of
 from store.errors import ImageUnknown, StoreError
 
@@ -23,7 +24,7 @@ def mount(run: Run) -> int:
             else:
                 path = str(run.store.mount(key, run.text("label")))
         except EXPECTED as error:
-            text = _mount_text(error, key)
+            text = _mount_text(run, error, key)
         results.append({"id": key, "mountpoint": path, "error": text})
     if run.json:
         run.dump(results)
@@ -35,7 +36,9 @@ def mount(run: Run) -> int:
     return int(any(result["error"] for result in results))
 
 
-def _mount_text(error: Exception, key: str) -> str:
+def _mount_text(run: Run, error: Exception, key: str) -> str:
+    if isinstance(error, BadOption):
+        return f"{run.store.driver_name} driver does not support mount options"
     if isinstance(error, ImageUnknown):
         return f'locating image with ID "{key}": {error.original}'
     return text_of(error, call="stat")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from store import bigdata
 from store.durable import write_atomic
-from store.errors import BadName, BigDataUnknown, NotAnID, StoreReadOnly
+from store.errors import BadName, BigDataUnknown, DigestUnknown, NotAnID, SizeUnknown, StoreReadOnly
 from store.names import dedupe
 from store.queries import Queries
 from store.records import Container, Image, Layer
@@ -115,6 +115,19 @@ class Attributes(Queries):
             raise BigDataUnknown(f"{record.id} has no big data item {key!r}")
         return bigdata.read(self._directory_of(record), key)
 
+    def _measured_item(
+        self, record: Image | Container, key: str, error: type[SizeUnknown | DigestUnknown]
+    ) -> bytes:
+        """An item whose size or digest the record lacks; raises ``error`` if there is none."""
+        bigdata.file_name(key)
+        try:
+            return bigdata.read(self._directory_of(record), key)
+        except BigDataUnknown:
+            what = "size" if error is SizeUnknown else "digest"
+            raise error(
+                f"the {what} of big data item {key!r} of {record.id} is not known: no such item"
+            ) from None
+
     def list_image_big_data(self, key: str) -> list[str]:
         """Keys of an image's items; ``ListImageBigData``; ``ImageUnknown``."""
         return list(self.image(key).big_data_names)
@@ -128,16 +141,26 @@ class Attributes(Queries):
         return self._read_item(self.image(image), key)
 
     def image_big_data_size(self, image: str, key: str) -> int:
-        """Bytes of one item; ``ImageBigDataSize``. Raises as :meth:`image_big_data`."""
-        size = self.image(image).big_data_sizes.get(key)
-        return len(self.image_big_data(image, key)) if size is None else size
+        """Bytes of one item; ``ImageBigDataSize``.
+
+        Raises:
+            ImageUnknown; BadBigDataKey; SizeUnknown: there is no such item.
+        """
+        record = self.image(image)
+        size = record.big_data_sizes.get(key)
+        return len(self._measured_item(record, key, SizeUnknown)) if size is None else size
 
     def image_big_data_digest(self, image: str, key: str) -> str:
-        """Digest of one item; ``ImageBigDataDigest``. Raises as :meth:`image_big_data`."""
-        digest = self.image(image).big_data_digests.get(key)
+        """Digest of one item; ``ImageBigDataDigest``.
+
+        Raises:
+            ImageUnknown; BadBigDataKey; DigestUnknown: there is no such item, or it is a malformed manifest.
+        """
+        record = self.image(image)
+        digest = record.big_data_digests.get(key)
         if digest is not None:
             return digest
-        data = self.image_big_data(image, key)
+        data = self._measured_item(record, key, DigestUnknown)
         return bigdata.manifest_digest(data) if key.startswith(bigdata.MANIFEST) else bigdata.digest_of(data)
 
     def set_image_big_data(
@@ -173,14 +196,26 @@ class Attributes(Queries):
         return self._read_item(self.container(container), key)
 
     def container_big_data_size(self, container: str, key: str) -> int:
-        """Bytes of one item; ``ContainerBigDataSize``. Raises as :meth:`container_big_data`."""
-        size = self.container(container).big_data_sizes.get(key)
-        return len(self.container_big_data(container, key)) if size is None else size
+        """Bytes of one item; ``ContainerBigDataSize``.
+
+        Raises:
+            ContainerUnknown; BadBigDataKey; SizeUnknown: there is no such item.
+        """
+        record = self.container(container)
+        size = record.big_data_sizes.get(key)
+        return len(self._measured_item(record, key, SizeUnknown)) if size is None else size
 
     def container_big_data_digest(self, container: str, key: str) -> str:
-        """Digest of one item; ``ContainerBigDataDigest``. Raises as :meth:`container_big_data`."""
-        digest = self.container(container).big_data_digests.get(key)
-        return bigdata.digest_of(self.container_big_data(container, key)) if digest is None else digest
+        """Digest of one item; ``ContainerBigDataDigest``.
+
+        Raises:
+            ContainerUnknown; BadBigDataKey; DigestUnknown: there is no such item.
+        """
+        record = self.container(container)
+        digest = record.big_data_digests.get(key)
+        if digest is not None:
+            return digest
+        return bigdata.digest_of(self._measured_item(record, key, DigestUnknown))
 
     def set_container_big_data(self, container: str, key: str, data: bytes) -> None:
         """Store one item of a container; ``SetContainerBigData``.

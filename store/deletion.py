@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from drivers.errors import BadLayerID
+from drivers.errors import BadLayerID, LayerMounted
 from drivers.errors import LayerUnknown as DriverLayerUnknown
 from store.core import StoreCore, Transaction
 from store.durable import remove_tree
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 class Deletions(StoreCore):
     """Removal methods of :class:`store.store.Store`.
+
+    All may raise :class:`drivers.errors.LayerMounted` when somebody else mounted something at a layer; it
+    and its container stay as they were.
 
     ``guard`` is asked about every object before anything goes, and raises to keep it (``store/pins.py``).
     """
@@ -203,7 +206,12 @@ class Deletions(StoreCore):
         tx.containers.flush()
         layer = tx.layers.get(container.layer)
         if layer is not None and not tx.layers.view.children(layer.id):
-            self._drop_layer(tx, layer)
+            try:
+                self._drop_layer(tx, layer)
+            except LayerMounted:
+                tx.containers.add(container)
+                tx.containers.flush()
+                raise
         remove_tree(self.table_directory("containers") / container.id)
         remove_tree(self.run_directory("containers") / container.id)
 
@@ -219,4 +227,9 @@ class Deletions(StoreCore):
             with suppress(DriverLayerUnknown, BadLayerID):
                 self.driver.put(layer.id)
         tx.layers.mounts.set(layer.id, "", 0)
-        self.discard_layer(tx.layers, tx.layers.flag_incomplete(layer))
+        try:
+            self.discard_layer(tx.layers, tx.layers.flag_incomplete(layer))
+        except LayerMounted:  # nothing was removed, and nothing may be when the mount is gone
+            tx.layers.put(layer)
+            tx.layers.flush()
+            raise

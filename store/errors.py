@@ -22,11 +22,12 @@
     ├── LockTimeout                 a lock stayed taken for too long; names the holder
     ├── BadRecord                   a table or record on disk cannot be used as it is
     ├── LayerNotMounted             no one mounted the layer
-    ├── SizeUnknown, DigestUnknown  never recorded, and not computable
-    └── DuplicateNamesReadOnly      a read-only store gives one name to several objects
+    └── SizeUnknown, DigestUnknown  never recorded, and not computable
 
 ``original`` is the text containers/storage prints for the condition (its ``types/errors.go``);
-it is empty where that library knows no such condition. Driver errors (``drivers.errors``) and
+it is empty where that library knows no such condition. It fails for a read-only store that gives one
+name to several objects too; here the last one has the name, as in a store that can be written. What its
+check reports as errors are :class:`store.check.Kind`. Driver errors (``drivers.errors``) and
 ``OSError`` pass through the store unchanged.
 """
 
@@ -212,7 +213,7 @@ class IncompleteOptions(Invalid):
 
 
 class InvalidMappings(Invalid):
-    """ID mappings that overlap, are empty, or exist for only one of users and groups."""
+    """ID mappings that overlap or are empty, or text that is no mapping."""
 
     original = "invalid mappings specified"
 
@@ -273,9 +274,3 @@ class DigestUnknown(StoreError):
     """The digest was never recorded and cannot be computed."""
 
     original = "could not compute digest of item"
-
-
-class DuplicateNamesReadOnly(StoreError):
-    """A read-only store assigns one name to several objects and nobody may repair it."""
-
-    original = "read-only image store assigns the same name to multiple images"

@@ -10,7 +10,7 @@ import pytest
 
 from drivers.conformance_trees import census, difference, plain_files
 from drivers.errors import NotSupported
-from drivers.idmap import IDMap, IDMappings
+from drivers.idmap import NOBODY, IDMap, IDMappings
 from drivers.shifting import update_id_map
 
 SHIFTED = IDMappings((IDMap(0, 100000, 65536),), (IDMap(0, 100000, 65536),))
@@ -18,12 +18,27 @@ NARROW = IDMappings((IDMap(0, 100000, 3),), (IDMap(0, 100000, 3),))
 CAPS_V3 = struct.Struct("<6I")
 
 
-def test_update_id_map_with_an_unmapped_owner_changes_nothing(btrfs_dir: Path) -> None:
+def test_update_id_map_from_mappings_that_lack_an_owner_changes_nothing(btrfs_dir: Path) -> None:
     plain_files(btrfs_dir)
     before = census(btrfs_dir)
     with pytest.raises(NotSupported, match="not mapped"):
-        update_id_map(btrfs_dir, IDMappings(), NARROW)
+        update_id_map(btrfs_dir, NARROW, IDMappings())
     assert not difference(census(btrfs_dir), before)
+
+
+def test_update_id_map_to_mappings_that_lack_an_owner_makes_it_nobodys(btrfs_dir: Path) -> None:
+    (btrfs_dir / "file").touch()
+    os.chown(btrfs_dir / "file", 0, 70000)
+    update_id_map(btrfs_dir, IDMappings(), NARROW)
+    status = (btrfs_dir / "file").stat()
+    assert (status.st_uid, status.st_gid) == (NARROW.root[0], NOBODY)
+
+
+def test_update_id_map_takes_roots_files_under_other_mappings_for_the_containers(btrfs_dir: Path) -> None:
+    (btrfs_dir / "made").mkdir()
+    os.chown(btrfs_dir, 100000, 100000)
+    update_id_map(btrfs_dir, IDMappings((IDMap(0, 100000, 9),), (IDMap(0, 100000, 9),)), SHIFTED)
+    assert btrfs_dir.stat().st_uid == (btrfs_dir / "made").stat().st_uid == SHIFTED.root[0]
 
 
 def test_update_id_map_shifts_a_hard_linked_file_once(btrfs_dir: Path) -> None:

@@ -1,8 +1,9 @@
 """Scripts for the command line of containers-storage: what is tried on the real program and on ours.
 
 A script is a list of command lines in words. ``{A}`` … ``{F}`` are layer IDs, ``{I}`` and ``{K}`` image IDs,
-``{D}`` a container ID, ``{tar}``, ``{tgz}``, ``{more}``, ``{text}`` and ``{dir}`` files that exist. A line
-that begins with ``<FILE`` gets that file as its standard input. ``{home}`` is a directory of each program.
+``{D}`` a container ID; ``{tar}``, ``{tgz}``, ``{more}``, ``{owned}``, ``{text}`` and ``{dir}`` are files that
+exist. A line that begins with ``<FILE`` gets that file as its standard input. ``{home}`` is a directory
+of each program.
 
 ``storage_changes`` has the scripts that change a store.
 """
@@ -129,6 +130,16 @@ MAPPED = [
 ]
 """Not the same everywhere: on btrfs the original leaves a mapped layer's root directory to the host's
 root, and on overlay it shifts owners when it mounts."""
+
+PARTLY_MAPPED = [
+    "<{owned} import-layer -i {E}",
+    "create-image -i {K} -n img {E}",
+    "create-container -n few --uidmap 0:1000:5 --gidmap 0:1000:5 img",
+    "create-container -n users-only --uidmap 0:1000:5 img",
+    "create-layer --uidmap 1:1000:5 --gidmap 1:1000:5",
+    "layers -j",
+]
+"""With owners outside the mappings. (The root directory of a mapped copy stays the host root's there.)"""
 
 LAST = {
     "options before the command": [
