@@ -12,6 +12,7 @@ from store.config import StoreOptions
 from store.history import History
 from store.store import Store
 from tests.support import features, loops
+from tests.support.daemon import with_small_image
 from tests.support.features import require
 from tests.support.filled import fill
 from tests.support.mounted import Mounted, mounted
@@ -67,6 +68,25 @@ def btrfs_dir(btrfs_root: Path) -> Iterator[Path]:
         yield directory
     finally:
         loops.delete_tree(btrfs_root, directory)
+
+
+@pytest.fixture(scope="module")
+def home(btrfs_root: Path) -> Iterator[Path]:
+    """A directory on btrfs for all tests of a module; mounts and subvolumes in it are removed with it."""
+    directory = btrfs_root / str(next(_numbers))
+    directory.mkdir()
+    try:
+        yield directory
+    finally:
+        loops.delete_tree(btrfs_root, directory)
+
+
+@pytest.fixture(scope="module")
+def dirs(home: Path, rootfs_tar: Path) -> StoreDirs:
+    """A store for all tests of a module, with the image ``localhost/small:1``."""
+    found = StoreDirs(home / "g", home / "r")
+    found.graphroot.mkdir()
+    return with_small_image(found, rootfs_tar)
 
 
 @pytest.fixture

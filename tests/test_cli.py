@@ -16,7 +16,7 @@ import pytest
 from fsd import mounts, runfile
 from fsd.pool import Pool
 from tests.support import loops
-from tests.support.daemon import fsd, fsd_argv, fsd_env, running
+from tests.support.daemon import fsd, fsd_argv, fsd_env, rows, running, with_small_image
 from tests.support.features import require
 from tests.support.filled import CONTAINER, eventually
 from tests.support.tools import StoreDirs
@@ -31,9 +31,8 @@ def point(btrfs_dir):
 
 @pytest.fixture
 def small(store_dirs, rootfs_tar):
-    """A store with one image, ``localhost/small:1``."""
-    fsd(store_dirs, "import", rootfs_tar, "localhost/small:1")
-    return store_dirs
+    """A store with one image, ``localhost/small:1``, for this test alone."""
+    return with_small_image(store_dirs, rootfs_tar)
 
 
 @pytest.fixture
@@ -50,10 +49,6 @@ def plain_dirs(run_dir):
         if running_daemon:
             os.kill(running_daemon.pid, signal.SIGKILL)
         loops.unmount_below(home)
-
-
-def rows(dirs, *args):
-    return json.loads(fsd(dirs, *args, "--json").stdout)
 
 
 # -- usage -----------------------------------------------------------------------------------------

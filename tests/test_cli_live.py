@@ -10,33 +10,9 @@ import time
 
 import pytest
 
-from tests.support import loops
-from tests.support.daemon import fsd, fsd_argv, fsd_env, running
+from tests.support.daemon import fsd, fsd_argv, fsd_env, rows, running
 from tests.support.features import require
 from tests.support.tools import StoreDirs
-
-
-@pytest.fixture(scope="module")
-def home(btrfs_root):
-    directory = btrfs_root / "live"
-    directory.mkdir()
-    try:
-        yield directory
-    finally:
-        loops.delete_tree(btrfs_root, directory)
-
-
-@pytest.fixture(scope="module")
-def dirs(home, rootfs_tar):
-    """A store with the image ``localhost/small:1``."""
-    found = StoreDirs(home / "g", home / "r")
-    found.graphroot.mkdir()
-    fsd(found, "import", rootfs_tar, "localhost/small:1")
-    return found
-
-
-def rows(dirs, *args):
-    return json.loads(fsd(dirs, *args, "--json").stdout)
 
 
 def on_terminal(dirs, *args):

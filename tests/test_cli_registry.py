@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.support import loops, registry
+from tests.support import registry
 from tests.support.daemon import fsd
 from tests.support.features import require
 from tests.support.tools import StoreDirs, ToolBox
@@ -17,25 +17,6 @@ PLAIN = ("--tls-verify=false", "--insecure-policy")
 @pytest.fixture(scope="module", autouse=True)
 def _skopeo():
     require("skopeo")
-
-
-@pytest.fixture(scope="module")
-def home(btrfs_root):
-    directory = btrfs_root / "reg"
-    directory.mkdir()
-    try:
-        yield directory
-    finally:
-        loops.delete_tree(btrfs_root, directory)
-
-
-@pytest.fixture(scope="module")
-def dirs(home, rootfs_tar):
-    """A store with the image ``localhost/small:1``."""
-    found = StoreDirs(home / "g", home / "r")
-    found.graphroot.mkdir()
-    fsd(found, "import", rootfs_tar, "localhost/small:1", "--label", "kind=test")
-    return found
 
 
 @pytest.fixture(scope="module")

@@ -16,33 +16,9 @@ from fsd.cli_verbs import BY_NAME, VERBS
 from fsd.storage_table import BY_NAME as STORAGE_VERBS
 from fsd.storage_table import SHARED
 from store.prune import Kind
-from tests.support import loops
-from tests.support.daemon import fsd, fsd_argv, fsd_env
+from tests.support.daemon import fsd, fsd_argv, fsd_env, rows
 from tests.support.features import require
 from tests.support.tools import StoreDirs, ToolBox
-
-
-@pytest.fixture(scope="module")
-def home(btrfs_root):
-    directory = btrfs_root / "cli-verbs"
-    directory.mkdir()
-    try:
-        yield directory
-    finally:
-        loops.delete_tree(btrfs_root, directory)
-
-
-@pytest.fixture(scope="module")
-def dirs(home, rootfs_tar):
-    """A store with the image ``localhost/small:1``; what else a test needs it makes under other names."""
-    found = StoreDirs(home / "g", home / "r")
-    found.graphroot.mkdir()
-    fsd(found, "import", rootfs_tar, "localhost/small:1")
-    return found
-
-
-def rows(dirs, *args, **kwargs):
-    return json.loads(fsd(dirs, *args, "--json", **kwargs).stdout)
 
 
 def rootfs(dirs, container):

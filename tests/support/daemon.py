@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import signal
@@ -11,7 +12,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.support.loops import mounts_below
 
@@ -51,6 +52,17 @@ def fsd(
     return text
 
 
+def rows(dirs: StoreDirs, *args: str | Path, check: bool = True) -> Any:
+    """What one ``fsd`` command prints as JSON."""
+    return json.loads(fsd(dirs, *args, "--json", check=check).stdout)
+
+
+def with_small_image(dirs: StoreDirs, rootfs_tar: Path) -> StoreDirs:
+    """``dirs`` with one image, ``localhost/small:1``, labelled ``kind=test``."""
+    fsd(dirs, "import", rootfs_tar, "localhost/small:1", "--label", "kind=test")
+    return dirs
+
+
 @dataclass(frozen=True, slots=True)
 class Daemon:
     """A running ``fsd up --foreground``."""
@@ -69,8 +81,10 @@ class Daemon:
 
 
 @contextlib.contextmanager
-def running(dirs: StoreDirs, mountpoint: Path, *args: str, quiet: bool = True) -> Iterator[Daemon]:
-    """A daemon serving ``dirs`` at ``mountpoint``, ended by SIGTERM.
+def running(
+    dirs: StoreDirs, mountpoint: Path, *args: str, quiet: bool = True, conf: Path | None = None
+) -> Iterator[Daemon]:
+    """A daemon serving ``dirs`` at ``mountpoint``, ended by SIGTERM; ``conf`` is its storage.conf.
 
     Afterwards it must have exited with 0 and left no mount; ``quiet`` also demands that it said nothing.
     """
@@ -78,7 +92,9 @@ def running(dirs: StoreDirs, mountpoint: Path, *args: str, quiet: bool = True) -
     with _notify_socket() as (receiver, address), open(log, "wb") as output:
         process = subprocess.Popen(
             fsd_argv(dirs, "up", "--foreground", *args, mountpoint),
-            env=fsd_env() | {"NOTIFY_SOCKET": address},
+            env=fsd_env()
+            | {"NOTIFY_SOCKET": address}
+            | ({"CONTAINERS_STORAGE_CONF": str(conf)} if conf else {}),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
