@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO, ClassVar
 
 from drivers.errors import BadLayerID, LayerUnknown, NotSupported
 from drivers.idmap import IDMappings
+from drivers.reconfigure import Reconfigurable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -216,7 +217,7 @@ class Snapshots(ABC):
         """
 
 
-class Driver(ABC):
+class Driver(Reconfigurable, ABC):
     """One graph driver over its home directory ``<graphroot>/<name>``.
 
     Args:

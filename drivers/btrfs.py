@@ -70,20 +70,15 @@ class BtrfsDriver(BtrfsChanges, Driver):
     capabilities: ClassVar[Capabilities] = Capabilities(
         snapshots=True, quota=True, shifting=True, native_changes=True, additional_stores=True
     )
+    live_options: ClassVar[frozenset[str]] = frozenset({"min_space", "size", "imagestore"})
 
     def __init__(self, home: Path, options: Mapping[str, str] | None = None) -> None:
         super().__init__(home, options)
-        reject_unknown(self.name, self.options, {"min_space", "size", "imagestore"})
-        self._stores = tuple(Path(text) for text in self.options.get("imagestore", "").split(",") if text)
-        min_space = parse_size(self.options.get("min_space", "0"), "btrfs.min_space")
-        self._default_size = parse_size(self.options.get("size", "0"), "btrfs.size")
-        if 0 < self._default_size < min_space:
-            raise BadOption(f"btrfs.size is less than btrfs.min_space ({min_space} bytes)")
+        _parse_options(self.options)
         _require_btrfs(home)
         self._prepare()
-        self.quotas = Quotas(home, min_space)
-        if min_space or self._default_size:
-            self.quotas.enable()
+        self.quotas = Quotas(home)
+        self.take_options(self.options)
         self.usage = Usage(self.quotas)
         self._remover = Remover(self.quotas)
         self._views = MappedViews(home / "fsd" / "mapped")
@@ -91,6 +86,13 @@ class BtrfsDriver(BtrfsChanges, Driver):
         self._snapshots = BtrfsSnapshots(self)
         self._uncommitted: set[str] = set()
         """Layers made or altered by us of which the disk need not know yet."""
+
+    def take_options(self, options: Mapping[str, str]) -> None:
+        """Use other options; see the base class. Quotas once switched on stay so."""
+        min_space, size, stores = _parse_options(options)
+        if min_space or size:
+            self.quotas.enable()
+        self.quotas.min_space, self._default_size, self._stores = min_space, size, stores
 
     # -- directories -------------------------------------------------------------------------------
 
@@ -405,6 +407,16 @@ class BtrfsDriver(BtrfsChanges, Driver):
         if not btrfs_ioctl.is_subvolume(path):
             return super().born_ns(layer_id)
         return btrfs_ioctl.subvolume_info(path).created_ns
+
+
+def _parse_options(options: Mapping[str, str]) -> tuple[int, int, tuple[Path, ...]]:
+    """``min_space`` and ``size`` in bytes, and the additional stores; ``BadOption``."""
+    reject_unknown(BtrfsDriver.name, options, BtrfsDriver.live_options)
+    min_space = parse_size(options.get("min_space", "0"), "btrfs.min_space")
+    size = parse_size(options.get("size", "0"), "btrfs.size")
+    if 0 < size < min_space:
+        raise BadOption(f"btrfs.size is less than btrfs.min_space ({min_space} bytes)")
+    return min_space, size, tuple(Path(text) for text in options.get("imagestore", "").split(",") if text)
 
 
 def _require_btrfs(home: Path) -> None:

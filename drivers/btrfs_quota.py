@@ -63,10 +63,11 @@ class QuotaStatus:
 class Quotas:
     """Limits of one driver's layers, recorded as ``<home>/quotas/<id>``."""
 
-    def __init__(self, home: Path, min_space: int = 0) -> None:
+    def __init__(self, home: Path) -> None:
         self._home = home
         self._directory = home / "quotas"
-        self._min_space = min_space
+        self.min_space = 0
+        """Limits of fewer bytes are refused; 0 allows all."""
         self._orphaned: deque[int] = deque()
         self._lock = threading.Lock()
 
@@ -131,8 +132,8 @@ class Quotas:
 
     def check(self, size: int) -> None:
         """Raise ``BadOption`` for a limit below ``btrfs.min_space``."""
-        if 0 < size < self._min_space:
-            raise BadOption(f"a size of {size} bytes is less than btrfs.min_space ({self._min_space})")
+        if 0 < size < self.min_space:
+            raise BadOption(f"a size of {size} bytes is less than btrfs.min_space ({self.min_space})")
 
     def set_limit(self, layer_id: str, subvolume: Path, size: int) -> None:
         """Limit a layer to ``size`` bytes from now on, switching quotas on; 0 lifts the limit."""
@@ -168,7 +169,7 @@ class Quotas:
     def reapply(self, layer_id: str, subvolume: Path) -> None:
         """Apply the recorded limit again: quotas may have been off, or the subvolume exchanged."""
         size = self.limit(layer_id)
-        if size and size >= self._min_space:
+        if size and size >= self.min_space:
             self.enable()
             self._limit(subvolume, size)
 

@@ -38,7 +38,7 @@ from drivers.idmap import IDMappings
 from drivers.naive import NaiveDiff
 from drivers.options import reject_unknown
 from drivers.overlay_changes import upper_changes
-from drivers.overlay_features import Features, xattr_prefix
+from drivers.overlay_features import Features, filesystem_name, xattr_prefix
 from drivers.overlay_layers import (
     AdditionalLayer,
     additional_layer_path,
@@ -55,7 +55,7 @@ from drivers.overlay_links import (
     new_link,
 )
 from drivers.overlay_mount import is_mounted, make_private
-from drivers.overlay_options import parse_options, reject_quota
+from drivers.overlay_options import LIVE, parse_options, reject_quota, with_live
 from drivers.overlay_upper import OVERRIDE, BaseUpper, Upper
 from drivers.overlay_views import Views, stored_unshifted
 from drivers.shifting import update_id_map
@@ -69,16 +69,6 @@ if TYPE_CHECKING:
     from drivers.beneath import Beneath
 
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY)
-_FILESYSTEMS = {
-    0x9123683E: "btrfs",
-    0x58465342: "xfs",
-    0xEF53: "extfs",
-    0x01021994: "tmpfs",
-    0x794C7630: "overlayfs",
-    0x2FC12FC1: "zfs",
-    0x6969: "nfs",
-    0x65735546: "fuse",
-}
 
 
 class OverlayDriver(NaiveDiff, Driver):
@@ -93,6 +83,7 @@ class OverlayDriver(NaiveDiff, Driver):
     capabilities: ClassVar[Capabilities] = Capabilities(
         shifting=True, native_changes=True, reproduces_exact_diffs=True, additional_stores=True
     )
+    live_options: ClassVar[frozenset[str]] = LIVE
 
     def __init__(self, home: Path, options: Mapping[str, str] | None = None) -> None:
         home = home.absolute()
@@ -109,6 +100,11 @@ class OverlayDriver(NaiveDiff, Driver):
         self._views = Views(home, self._settings, self._staging)
 
     # -- opening -----------------------------------------------------------------------------------
+
+    def take_options(self, options: Mapping[str, str]) -> None:
+        """Use other options; see the base class."""
+        self._settings = self._views.options = with_live(self._settings, parse_options(options))
+        self.ignore_chown_errors = self._settings.ignore_chown_errors
 
     def _prepare(self) -> None:
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -130,14 +126,14 @@ class OverlayDriver(NaiveDiff, Driver):
     def _require_overlay(self) -> None:
         if not has_entry_types(self.home):
             raise IncompatibleFilesystem(
-                f"{_filesystem(self.home)} at {self.home} keeps no file types in directories (on xfs: made "
-                "with ftype=0); overlay needs them"
+                f"{filesystem_name(self.home)} at {self.home} keeps no file types in directories "
+                "(on xfs: made with ftype=0); overlay needs them"
             )
         if self._settings.mount_program:
             return
         if not self.features.overlay():
             raise PrerequisitesMissing(
-                f"overlay cannot be mounted over {_filesystem(self.home)} at {self.home}: "
+                f"overlay cannot be mounted over {filesystem_name(self.home)} at {self.home}: "
                 f"{self.features.failure or 'an earlier attempt failed'}"
             )
         if self._settings.runroot is not None:
@@ -304,7 +300,7 @@ class OverlayDriver(NaiveDiff, Driver):
     def status(self) -> list[tuple[str, str]]:
         """What containers/storage prints: the filesystem below, and what the mounts can do."""
         return [
-            ("Backing Filesystem", _filesystem(self.home)),
+            ("Backing Filesystem", filesystem_name(self.home)),
             ("Supports d_type", str(has_entry_types(self.home)).lower()),
             ("Native Overlay Diff", str(self._native()).lower()),
             ("Using metacopy", str(self._using_metacopy()).lower()),
@@ -488,12 +484,3 @@ def _take_away(directory: Path, target: Path) -> None:
         if error.errno != errno.EBUSY:
             raise
         raise LayerMounted(f"something is mounted at {directory}") from error
-
-
-def _filesystem(path: Path) -> str:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        magic = syscalls.statfs_type(fd)
-    finally:
-        os.close(fd)
-    return _FILESYSTEMS.get(magic, f"0x{magic:x}")

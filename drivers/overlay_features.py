@@ -63,6 +63,18 @@ def mapped(source: Path, mappings: IDMappings, target: Path) -> Iterator[Path]:
         target.rmdir()
 
 
+_FILESYSTEMS = {
+    0x9123683E: "btrfs",
+    0x58465342: "xfs",
+    0xEF53: "extfs",
+    0x01021994: "tmpfs",
+    0x794C7630: "overlayfs",
+    0x2FC12FC1: "zfs",
+    0x6969: "nfs",
+    0x65735546: "fuse",
+}
+
+
 class Features:
     """Answers, from flag files where there are any, else by trying in a private directory.
 
@@ -182,3 +194,13 @@ class Features:
 
 def _has_mark(path: Path, mark: str) -> bool:
     return xattr_prefix() + mark in os.listxattr(path, follow_symlinks=False)
+
+
+def filesystem_name(path: Path) -> str:
+    """What the file system at ``path`` is called, or its magic number."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        magic = syscalls.statfs_type(fd)
+    finally:
+        os.close(fd)
+    return _FILESYSTEMS.get(magic, f"0x{magic:x}")

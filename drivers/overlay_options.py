@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,8 @@ KNOWN = frozenset(
         "skip_mount_home",
     }
 )
+LIVE = frozenset({"additionallayerstore", "ignore_chown_errors", "imagestore"})
+"""What may change in an open driver: nothing that was decided by mounting something."""
 NAMED_MASKS = {"shared": 0o755, "private": 0o700}
 _OCTAL = re.compile(r"0?o?[0-7]{1,4}")
 
@@ -102,6 +104,16 @@ def parse_options(options: Mapping[str, str]) -> OverlayOptions:
     if parsed.force_mask is not None and not parsed.mount_program:
         raise BadOption("overlay.force_mask works with overlay.mount_program only")
     return parsed
+
+
+def with_live(options: OverlayOptions, wanted: OverlayOptions) -> OverlayOptions:
+    """``options`` with what is ``LIVE`` of ``wanted``."""
+    return replace(
+        options,
+        layer_stores=wanted.layer_stores,
+        ignore_chown_errors=wanted.ignore_chown_errors,
+        image_stores=wanted.image_stores,
+    )
 
 
 def reject_quota(option: str, value: str) -> None:

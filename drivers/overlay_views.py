@@ -57,7 +57,7 @@ class Views:
 
     def __init__(self, home: Path, options: OverlayOptions, staging: Staging) -> None:
         self._home = home
-        self._options = options
+        self.options = options
         self._staging = staging
         self._held: dict[Path, _Held] = {}
         self._lock = threading.RLock()
@@ -115,8 +115,8 @@ class Views:
         try:
             with ExitStack() as temporary:
                 wanted = self._plan(place, target, mount, temporary)
-                if self._options.mount_program:
-                    mount_by_program(self._options.mount_program, wanted)
+                if self.options.mount_program:
+                    mount_by_program(self.options.mount_program, wanted)
                 else:
                     mount_overlay(wanted)
         except BaseException:
@@ -126,7 +126,7 @@ class Views:
             raise
 
     def _plan(self, place: LayerPlace, target: Path, mount: MountOptions, temporary: ExitStack) -> Mount:
-        words = (*self._options.mountopt, *mount.options)
+        words = (*self.options.mountopt, *mount.options)
         lowers = self._lowers(place)
         names = self._names([place.home, *(home for home, _ in lowers)], mount.mappings, target, temporary)
         own = f"{LINKS}/{place.link()}"
@@ -175,7 +175,7 @@ class Views:
 
     def store_homes(self) -> list[Path]:
         """Overlay homes of the additional image stores."""
-        return [store / "overlay" for store in self._options.image_stores]
+        return [store / "overlay" for store in self.options.image_stores]
 
     def _names(self, homes: list[Path], mappings: IDMappings, target: Path, temporary: ExitStack) -> _Names:
         """How to name the layers of each home: in place, or in a view of the home with shifted IDs.
@@ -184,7 +184,7 @@ class Views:
         """
         if not mappings:
             return _Names(self._home, {})
-        if self._options.mount_program:
+        if self.options.mount_program:
             raise NotSupported("layers are mounted by overlay.mount_program, which shifts no IDs here")
         directory, views = target.parent / "mapped", {}
         temporary.callback(_remove_directory, directory)
@@ -197,8 +197,8 @@ class Views:
         extra = []
         if mount.mount_label and selinux.enabled():
             extra.append(f'context="{mount.mount_label}"')
-        if self._options.mount_program:
-            if self._options.force_mask is not None:
+        if self.options.mount_program:
+            if self.options.force_mask is not None:
                 extra.append("xattr_permissions=2")
         elif in_user_namespace():
             extra.append("userxattr")

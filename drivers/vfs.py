@@ -47,19 +47,24 @@ class VfsDriver(NaiveDiff, Driver):
 
     name: ClassVar[str] = "vfs"
     capabilities: ClassVar[Capabilities] = Capabilities(reproduces_exact_diffs=True, additional_stores=True)
+    live_options: ClassVar[frozenset[str]] = frozenset({"imagestore", "ignore_chown_errors"})
 
     def __init__(self, home: Path, options: Mapping[str, str] | None = None) -> None:
         super().__init__(home, options)
-        reject_unknown(self.name, self.options, {"imagestore", "ignore_chown_errors", "runroot"})
-        self.ignore_chown_errors = parse_bool(
-            self.options.get("ignore_chown_errors", "false"), "vfs.ignore_chown_errors"
-        )
-        self._stores = tuple(Path(text) for text in self.options.get("imagestore", "").split(",") if text)
+        self.take_options(self.options)
         self.layers = home / "dir"
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.layers.mkdir(mode=0o700, exist_ok=True)
         self._staging = Staging(home / "fsd")
         self._staging.sweep()
+
+    def take_options(self, options: Mapping[str, str]) -> None:
+        """Use other options; see the base class."""
+        reject_unknown(self.name, options, {*self.live_options, "runroot"})
+        self.ignore_chown_errors = parse_bool(
+            options.get("ignore_chown_errors", "false"), "vfs.ignore_chown_errors"
+        )
+        self._stores = tuple(Path(text) for text in options.get("imagestore", "").split(",") if text)
 
     # -- directories -------------------------------------------------------------------------------
 

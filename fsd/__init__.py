@@ -10,6 +10,7 @@
     tree, nodes, site, render     what the mount looks like and how attributes are made
     control                       writable attributes as commands
     rootfs, bursts                real directory trees; when a write takes a snapshot
+    followers, reloading          what happens unasked; a storage.conf that was edited
     errnos                        exceptions to errno, and the barrier that applies it
 """
 

@@ -20,7 +20,7 @@ from fsd.mounts import MountError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from fsd.pool import Pool
     from store.config import StoreOptions
@@ -53,7 +53,7 @@ def up(args: argparse.Namespace) -> int:
     options = store_options(args)
     mountpoint = real_mountpoint(args.mountpoint)
     if args.foreground:
-        return serve(options, mountpoint, no_pool=args.no_pool, allow_other=args.allow_other)
+        return serve(args, options, mountpoint)
     running = runfile.read(Path(options.runroot))
     if running is not None:
         return _already_up(args, running)
@@ -180,18 +180,18 @@ def _why(path: Path, began: int) -> str:
 # -- foreground ------------------------------------------------------------------------------------
 
 
-def serve(options: StoreOptions, mountpoint: Path, *, no_pool: bool, allow_other: bool) -> int:
+def serve(args: argparse.Namespace, options: StoreOptions, mountpoint: Path) -> int:
     """Be the daemon: pool, run-file, store, mount; until something unmounts it."""
     runroot, graphroot = Path(options.runroot), Path(options.graphroot)
     with contextlib.ExitStack() as stack:
         stack.enter_context(runfile.registered(runroot, graphroot=graphroot, mountpoint=mountpoint))
         pool = pool_of(options)
         if pool is not None:
-            stack.enter_context(_attached(pool, no_pool=no_pool))
-            options = on_pool(options)
+            stack.enter_context(_attached(pool, no_pool=args.no_pool))
         _prepare_mountpoint(mountpoint)
         stack.enter_context(Keeper(mountpoint, pool).running())
-        code = _run(options, mountpoint, allow_other=allow_other)
+        placed = on_pool if pool is not None else _as_they_are
+        code = _run(placed(options), mountpoint, args.allow_other, lambda: placed(store_options(args)))
         sdnotify.notify("STOPPING=1")
         return code
 
@@ -207,12 +207,19 @@ def _attached(pool: Pool, *, no_pool: bool) -> Iterator[None]:
         yield
 
 
-def _run(options: StoreOptions, mountpoint: Path, *, allow_other: bool) -> int:
+def _as_they_are(options: StoreOptions) -> StoreOptions:
+    return options
+
+
+def _run(options: StoreOptions, mountpoint: Path, allow_other: bool, load: Callable[[], StoreOptions]) -> int:
     from fsd import daemon
     from store.store import Store
 
+    def ready() -> None:
+        _announce(mountpoint)
+
     with Store(options) as store:
-        return daemon.run(store, mountpoint, ready=lambda: _announce(mountpoint), allow_other=allow_other)
+        return daemon.run(store, mountpoint, ready=ready, allow_other=allow_other, load=load)
 
 
 def _announce(mountpoint: Path) -> None:

@@ -29,6 +29,7 @@ from fsd.operations import Operations
 from fsd.plane import Plane, unmount
 from fsd.plane import mount as plane_mount
 from fsd.realtrees import failure, refusal
+from fsd.reloading import follow_options
 from fsd.settings import load_settings, settings_path
 from fsd.site import ContainerSubject, Site
 from fsd.views import Views
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from fsd.events import Events
+    from store.config import StoreOptions
     from store.history import Snapshot
     from store.store import Store
 
@@ -55,6 +57,7 @@ def run(
     foreground: bool = True,
     ready: Callable[[], None] | None = None,
     allow_other: bool = False,
+    load: Callable[[], StoreOptions] | None = None,
 ) -> int:
     """Mount ``store`` at the existing directory ``mountpoint`` and serve it until it is unmounted.
 
@@ -62,6 +65,7 @@ def run(
         foreground: whether SIGINT (Ctrl-C) ends the mount like SIGTERM does.
         ready: called once, when the tree answers.
         allow_other: let users other than root look in; permissions are checked by the kernel.
+        load: gives the options as they are configured now; asked when storage.conf changes, and on SIGHUP.
 
     Returns:
         0 after a clean end, 1 when the mount could not be made to answer.
@@ -69,15 +73,10 @@ def run(
     _raise_descriptor_limit()
     settings = load_settings(settings_path(store.options))
     site = Site(store, History(store, policy=settings.retention), mountpoint, settings=settings)
-    bursts = Bursts(
-        functools.partial(_take, site),
-        _policy(settings.bursts, settings.on_write.containers),
-        on_failure=functools.partial(_burst_failed, site),
-        memory=site.history.state,
-    )
+    bursts = _bursts(site)
     plane = Plane(plane_mount(mountpoint, allow_other=allow_other), noise=NOISE)
     site.plane = plane
-    mount = _Mount(mountpoint, foreground, ready)
+    mount = _Mount(mountpoint, foreground, ready, load)
     views = _views(site, plane, bursts, allow_other=allow_other)
 
     def configure(container: str, choice: str) -> None:
@@ -98,6 +97,16 @@ def run(
         views.close()
         plane.stop()
     return 1 if mount.failed else 0
+
+
+def _bursts(site: Site) -> Bursts:
+    """What takes a snapshot before a write, by the settings."""
+    return Bursts(
+        functools.partial(_take, site),
+        _policy(site.settings.bursts, site.settings.on_write.containers),
+        on_failure=functools.partial(_burst_failed, site),
+        memory=site.history.state,
+    )
 
 
 def _views(site: Site, plane: Plane, bursts: Bursts, *, allow_other: bool) -> Views:
@@ -123,8 +132,15 @@ class _Mount:
         gone: the mount ended from outside, so there is nothing left to unmount.
     """
 
-    def __init__(self, mountpoint: Path, foreground: bool, ready: Callable[[], None] | None) -> None:
+    def __init__(
+        self,
+        mountpoint: Path,
+        foreground: bool,
+        ready: Callable[[], None] | None,
+        load: Callable[[], StoreOptions] | None,
+    ) -> None:
         self._mountpoint = mountpoint
+        self._load = load
         self._signals = {signal.SIGTERM, signal.SIGINT} if foreground else {signal.SIGTERM}
         self._ready = ready
         self._ended = False
@@ -144,6 +160,8 @@ class _Mount:
             nursery.start_soon(self._announce)
             nursery.start_soon(follow, site, operations.inodes, operations.views)
             nursery.start_soon(operations.views.exports.serve)
+            if self._load is not None:
+                nursery.start_soon(follow_options, site, self._load)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
 

@@ -413,6 +413,8 @@ def config(subject: Subject) -> str:
         ("driver options", " ".join(options.driver_options)),
         ("image store, only read", options.image_store),
         ("additional image stores", " ".join(options.additional_image_stores)),
+        ("in force after the next start", " ".join(subject.site.pending_options)),
+        ("NOT IN FORCE AS IT IS NOW", " ".join(subject.site.unread_options.split())),
     ]
     return lines([*(f"# {name}: {value}" for name, value in pairs if value), str(subject.site.settings)])
 

@@ -68,6 +68,10 @@ class Site:
     prefixes: set[str] = field(default_factory=set)
     """Directories of image names that people made and nothing is in yet."""
     plane: Plane | None = None
+    unread_options: str = ""
+    """Why the configuration as it is now is not in force; empty if it is."""
+    pending_options: tuple[str, ...] = ()
+    """What of the configuration waits for the next start."""
 
     def __post_init__(self) -> None:
         self.live = Live(self.store)

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -82,6 +83,8 @@ class StoreOptions:
 SYSTEM_DIRECTORIES: Final = (Path("/usr/share/containers"), Path("/etc/containers"))
 """Vendor's and administrator's configuration, in ascending precedence."""
 
+_CONF: Final = "CONTAINERS_STORAGE_CONF"
+_OVERRIDE: Final = "CONTAINERS_STORAGE_CONF_OVERRIDE"
 _GRAPHROOT: Final = "/var/lib/containers/storage"
 _RUNROOT: Final = "/run/containers/storage"
 
@@ -171,6 +174,30 @@ def load_options(env: Mapping[str, str] | None = None, *, uid: int | None = None
 # -- which files ---------------------------------------------------------------------------------
 
 
+def watched_directories(env: Mapping[str, str] | None = None, *, uid: int | None = None) -> list[Path]:
+    """Directories in which a file may appear, change or go that :func:`load_options` would read."""
+    env = os.environ if env is None else env
+    uid = os.geteuid() if uid is None else uid
+    named = [Path(env[name]) for name in (_CONF, _OVERRIDE) if env.get(name)]
+    found = [path.parent for path in named if path.is_file() or not path.exists()]
+    if not env.get(_CONF):
+        for directory in _directories(env, uid):
+            found += [directory, *(directory / name for name in _subdirectories(uid))]
+    return [path for path in dict.fromkeys(found) if path.is_dir()]
+
+
+def fingerprint(env: Mapping[str, str] | None = None, *, uid: int | None = None) -> object:
+    """Differs from one taken earlier if :func:`load_options` would read something else."""
+    env = os.environ if env is None else env
+    uid = os.geteuid() if uid is None else uid
+    found = []
+    for path in _files(env, uid):
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            found.append((str(path), status.st_ino, status.st_size, status.st_mtime_ns))
+    return found
+
+
 def _user_directory(env: Mapping[str, str], uid: int) -> Path | None:
     if env.get("XDG_CONFIG_HOME"):
         return Path(env["XDG_CONFIG_HOME"]) / "containers"
@@ -181,25 +208,34 @@ def _user_directory(env: Mapping[str, str], uid: int) -> Path | None:
 
 def _files(env: Mapping[str, str], uid: int) -> Iterator[Path]:
     """The files to read, in ascending precedence."""
-    if env.get("CONTAINERS_STORAGE_CONF"):
-        yield Path(env["CONTAINERS_STORAGE_CONF"])
+    if env.get(_CONF):
+        yield Path(env[_CONF])
     else:
-        user = _user_directory(env, uid)
-        directories = [*SYSTEM_DIRECTORIES, *([user] if user else [])]
+        directories = _directories(env, uid)
         mains = [directory / "storage.conf" for directory in reversed(directories)]
         yield from [path for path in mains if path.is_file()][:1]
         yield from _drop_ins(directories, uid)
-    if env.get("CONTAINERS_STORAGE_CONF_OVERRIDE"):
-        yield Path(env["CONTAINERS_STORAGE_CONF_OVERRIDE"])
+    if env.get(_OVERRIDE):
+        yield Path(env[_OVERRIDE])
+
+
+def _directories(env: Mapping[str, str], uid: int) -> list[Path]:
+    """The vendor's, the administrator's and the user's directory, in ascending precedence."""
+    user = _user_directory(env, uid)
+    return [*SYSTEM_DIRECTORIES, *([user] if user else [])]
+
+
+def _subdirectories(uid: int) -> list[str]:
+    """Where drop-in files are, in each of the directories."""
+    kind = "rootful" if uid == 0 else "rootless"
+    return ["storage.conf.d", f"storage.{kind}.conf.d", f"storage.{kind}.conf.d/{uid}"]
 
 
 def _drop_ins(directories: list[Path], uid: int) -> list[Path]:
     """Drop-in files sorted by name; one in a later directory replaces its namesake."""
-    kind = "rootful" if uid == 0 else "rootless"
-    subdirectories = ["storage.conf.d", f"storage.{kind}.conf.d", f"storage.{kind}.conf.d/{uid}"]
     found: dict[str, Path] = {}
     for directory in directories:
-        for subdirectory in subdirectories:
+        for subdirectory in _subdirectories(uid):
             found |= {path.name: path for path in (directory / subdirectory).glob("*.conf") if path.is_file()}
     return [found[name] for name in sorted(found)]
 

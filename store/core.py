@@ -83,7 +83,7 @@ class StoreCore:
         name = self._likely_driver() if lazy else ""
         self.driver_name = name or self.driver.name
         self.tables = self._open_tables()
-        self.additional = tuple(self._additional_tables())
+        self.additional = tuple(self.additional_tables(self.options))
         self._catalog: Catalog | None = None
         self.clean_incomplete(wait=False)
 
@@ -97,10 +97,14 @@ class StoreCore:
                 self._driver = self._driver or open_driver(
                     self.graphroot,
                     self.options.driver,
-                    (*self.options.options_for_driver(), f"overlay.runroot={self.runroot}"),
+                    self.driver_texts(self.options),
                     self.options.driver_priority,
                 )
         return self._driver
+
+    def driver_texts(self, options: StoreOptions) -> tuple[str, ...]:
+        """What a driver is told of a store's options: ``<driver>.<key>=<value>`` each."""
+        return (*options.options_for_driver(), f"overlay.runroot={self.runroot}")
 
     def _likely_driver(self) -> str:
         """The name of the driver that will be opened, if that is certain without opening it."""
@@ -176,9 +180,10 @@ class StoreCore:
                     lock.touch()
         return tables
 
-    def _additional_tables(self) -> Iterator[Tables]:
-        configured = [Path(path) for path in self.options.additional_image_stores]
-        mentioned = any("imagestore=" in option for option in self.options.driver_options)
+    def additional_tables(self, options: StoreOptions) -> Iterator[Tables]:
+        """The tables of the read-only stores that ``options`` name, in order of precedence."""
+        configured = [Path(path) for path in options.additional_image_stores]
+        mentioned = any("imagestore=" in option for option in options.driver_options)
         split = [] if self.image_store is None else [self.image_store]
         others = self.driver.additional_image_stores() if mentioned else ()
         for root in dict.fromkeys([*split, *others, *configured]):

@@ -12,11 +12,12 @@ from store.options import (
     ImageOptions,
     LayerOptions,
 )
+from store.reloading import Reloads
 
 __all__ = ["AutoUserNs", "BigData", "ContainerOptions", "ImageOptions", "LayerOptions", "Store"]
 
 
-class Store(AdditionalLayers, Checks, Dedups):
+class Store(AdditionalLayers, Checks, Dedups, Reloads):
     """A containers/storage store: layers, images and containers over one graph driver.
 
     Method by method the ``Store`` interface of containers/storage (``store/README.md`` maps the names).

@@ -1,0 +1,92 @@
+"""Taking over a storage.conf that was edited while the store is mounted."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import trio
+
+from fsd.errnos import Failure, errno_of
+from fsd.watch import ANYTHING, Watch
+from store.config import fingerprint, watched_directories
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from fsd.site import Site
+    from store.config import StoreOptions
+
+log = logging.getLogger("fsd")
+
+SETTLE_SECONDS = 0.2
+"""Editors write a file in several steps; what they do within this time is one change."""
+ASK_SECONDS = 60.0
+"""How often the files are looked at where inotify is not to be had."""
+
+
+async def follow_options(site: Site, load: Callable[[], StoreOptions]) -> None:
+    """Let changes of the configuration be in force, and read it anew on SIGHUP, until cancelled."""
+    with trio.open_signal_receiver(signal.SIGHUP) as hangups:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_on_change, site, load)
+            async for _ in hangups:
+                await trio.to_thread.run_sync(reload_options, site, load)
+
+
+async def _on_change(site: Site, load: Callable[[], StoreOptions]) -> None:
+    known = fingerprint()
+    while True:
+        await _difference(known)
+        await trio.sleep(SETTLE_SECONDS)
+        now = fingerprint()
+        if now != known:
+            known = now
+            await trio.to_thread.run_sync(reload_options, site, load)
+
+
+async def _difference(known: object) -> None:
+    """Return when something happened in a directory that counts; they come and go, so look anew each time."""
+    try:
+        watch = Watch(watched_directories(), ANYTHING)
+    except OSError as error:
+        log.warning("changes of storage.conf show up to %.0f s late: %s", ASK_SECONDS, error)
+        await trio.sleep(ASK_SECONDS)
+        return
+    with contextlib.closing(watch):
+        if fingerprint() == known:
+            await watch.changed()
+
+
+def reload_options(site: Site, load: Callable[[], StoreOptions]) -> None:
+    """Read the configuration and put into force what can be; on failure all stays as it was, and is told."""
+    try:
+        done = site.store.reload_options(load())
+    except Exception as error:
+        number = errno_of(error)
+        if number is None:
+            log.exception("the configuration cannot be taken over")
+        text = f"the configuration was not taken over, everything stays as it was: {error}"
+        site.unread_options = str(error)
+        site.errors.add(
+            Failure(
+                time_ns=time.time_ns(),
+                pid=0,
+                uid=0,
+                operation="reload",
+                path="control/config",
+                number=number or errno.EIO,
+                text=text,
+                inode=0,
+            )
+        )
+        log.warning("%s", text)
+        return
+    site.unread_options, site.pending_options = "", done.pending
+    log.info("configuration read: changed %s", ", ".join(done.changed) or "nothing")
+    if done.pending:
+        log.warning("not in force until fsd starts anew: %s", ", ".join(done.pending))
