@@ -32,6 +32,7 @@ from fsd.storage_table import BY_NAME, COMMANDS, SHARED, Command
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from fsd.storage_context import Run
+    from store.config import StoreOptions
 
 EXIT_OK, EXIT_FAILED, EXIT_BAD_FLAGS = 0, 1, 125
 
@@ -89,18 +90,20 @@ def main(arguments: list[str] | None = None, values: Values | None = None) -> in
         return _usage(flags)
     if values["help"]:
         return _usage(flags, EXIT_OK)
+    try:
+        defaults = _set_defaults(values) if not rest or rest[0] in BY_NAME else None
+    except Exception as error:
+        return _unreadable(error)
     if not rest:
-        _set_defaults(values)
         return _usage(flags)
-    return _command(rest[0], rest[1:], values)
+    return _command(rest[0], rest[1:], values, defaults)
 
 
-def _command(name: str, arguments: list[str], values: Values) -> int:
+def _command(name: str, arguments: list[str], values: Values, defaults: StoreOptions | None) -> int:
     command = BY_NAME.get(name)
     if command is None:
         print(f"{name}: unrecognized command.", flush=True)
         return EXIT_FAILED
-    _set_defaults(values)
     flags = FlagSet(name, (*STORE_FLAGS, *command.flags), values)
     try:
         rest = flags.parse(arguments)
@@ -116,13 +119,13 @@ def _command(name: str, arguments: list[str], values: Values) -> int:
     if command.most and len(rest) > command.most:
         print(f"{name}: too many arguments ([{' '.join(rest)}]).")
         return _command_usage(name, command, flags)
-    return _act(name, command, values, rest)
+    return _act(command, values, rest, defaults)
 
 
-def _act(name: str, command: Command, values: Values, arguments: list[str]) -> int:
+def _act(command: Command, values: Values, arguments: list[str], defaults: StoreOptions | None) -> int:
     from fsd.storage_context import CannotOpen, Failure, Run
 
-    run = Run(values, arguments)
+    run = Run(values, arguments, defaults)
     if run.on("debug"):
         _log_everything(run)
     module = __import__(f"fsd.storage_{command.module}", fromlist=[command.action])
@@ -137,6 +140,16 @@ def _act(name: str, command: Command, values: Values, arguments: list[str]) -> i
         return _closed_pipe()
     except Exception as error:
         _report(run, error)
+    return EXIT_FAILED
+
+
+def _unreadable(error: Exception) -> int:
+    """Say why the configuration cannot be used."""
+    from fsd.storage_errors import EXPECTED
+
+    if not isinstance(error, EXPECTED):
+        raise error
+    print(f"error initializing: {error}", flush=True)
     return EXIT_FAILED
 
 
@@ -159,10 +172,13 @@ def _closed_pipe() -> int:
     return 128 + 13
 
 
-def _set_defaults(values: Values) -> None:
-    """Where no flag says which store is meant, storage.conf and the environment do."""
+def _set_defaults(values: Values) -> StoreOptions | None:
+    """Where no flag says which store is meant, storage.conf and the environment do; what they say then.
+
+    Where one does nothing of them counts but the place of the other root, as in containers/storage.
+    """
     if any(values[key] for key in ("graph", "run", "storage-driver", "storage-opt")):
-        return
+        return None
     from store.config import load_options
 
     options = load_options()
@@ -170,6 +186,8 @@ def _set_defaults(values: Values) -> None:
     values["run"] = options.runroot
     values["storage-driver"] = options.driver
     values["storage-opt"] = list(options.options_for_driver())
+    values["image-store"], values["transient-store"] = options.image_store, options.transient_store
+    return options
 
 
 def _log_everything(run: Run) -> None:

@@ -30,11 +30,13 @@ class Run:
     Attributes:
         values: the flags' values by name.
         args: the arguments.
+        defaults: what storage.conf says, if no flag said which store is meant.
     """
 
-    def __init__(self, values: Values, args: list[str]) -> None:
+    def __init__(self, values: Values, args: list[str], defaults: StoreOptions | None = None) -> None:
         self.values = values
         self.args = args
+        self.defaults = defaults
         self._store: Store | None = None
 
     # -- flags -----------------------------------------------------------------------------------
@@ -67,7 +69,8 @@ class Run:
             CannotOpen
         """
         graph, run, driver = (self.text(name) for name in ("graph", "run", "storage-driver"))
-        if graph and run and not self.texts("storage-opt") and is_complete(graph, run, driver):
+        elsewhere = self.texts("storage-opt") or self.text("image-store") or self.on("transient-store")
+        if graph and run and not elsewhere and is_complete(graph, run, driver):
             try:
                 return Glance.read(os.path.abspath(graph), os.path.abspath(run), driver, kinds)
             except Odd:
@@ -99,14 +102,16 @@ class Run:
         if not graph and not run:
             raise CannotOpen("no storage runroot or graphroot specified: missing necessary StoreOptions")
         known = StoreOptions() if graph and run else load_options()
-        driver = self.text("storage-driver")
+        driver, image_store = self.text("storage-driver"), self.text("image-store")
         return replace(
-            known,
+            self.defaults or StoreOptions(),
             graphroot=os.path.abspath(graph or known.graphroot),
             runroot=os.path.abspath(run or known.runroot),
             driver="overlay" if driver == "overlay2" else driver,
             driver_options=tuple(self.texts("storage-opt")),
             driver_priority=(),
+            image_store=os.path.abspath(image_store) if image_store else "",
+            transient_store=self.on("transient-store"),
         )
 
     # -- output ----------------------------------------------------------------------------------

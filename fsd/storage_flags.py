@@ -63,6 +63,11 @@ STORE_FLAGS = (
     Flag("storage-opt", list, "Set storage driver options ($STORAGE_OPTS)"),
     Flag("debug D", bool, "Print debugging information"),
 )
+NEW_FLAGS = (
+    Flag("image-store", str, "Root of the separate image store"),
+    Flag("transient-store", bool, "Transient store"),
+)
+"""Flags of the newest version, taken but not shown by ``--help``, which is that of 1.43."""
 OUR_FLAGS = (
     Flag("json j", bool, "Prefer JSON output"),
     Flag("root", str, "Root of the storage tree"),
@@ -85,11 +90,11 @@ class FlagSet:
 
     def __init__(self, name: str, flags: tuple[Flag, ...], values: Values) -> None:
         self.name = name
-        self.flags = flags
         self.values = values
-        for flag in flags:
+        known = (*flags, *NEW_FLAGS)
+        for flag in known:
             values.setdefault(flag.key, flag.kind())
-        self._known = {spelling: flag for flag in flags for spelling in flag.spellings}
+        self._known = {spelling: flag for flag in known for spelling in flag.spellings}
         self._shown = [(flag, values[flag.key]) for flag in flags]
         self._shown = [(f, list(v) if isinstance(v, list) else v) for f, v in self._shown]
         self._args: list[str] = []

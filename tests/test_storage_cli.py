@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,50 @@ def test_flags_may_stand_before_the_word_storage(before: str, btrfs_dir: Path) -
     assert (asked.returncode, json.loads(asked.stdout)) == (0, {"aaa": True})
     refused = fsd("--storage-opt", "nosuch", "storage", "create-layer")
     assert (refused.returncode, "unable to parse key/value option" in refused.stdout) == (1, True)
+
+
+CONF = """
+[storage]
+driver = "vfs"
+graphroot = "{home}/g"
+runroot = "{home}/r"
+transient_store = true
+[storage.options]
+remap-uids = "0:1000:10"
+remap-gids = "0:1000:10"
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "transient", "mapped"),
+    [
+        ("", True, True),
+        ("-g {home}/g -R {home}/r -s vfs", False, False),
+        ("-g {home}/g -s vfs", False, False),
+        ("-g {home}/g -R {home}/r -s vfs --transient-store", True, False),
+    ],
+)
+def test_storage_conf_counts_where_no_flag_says_which_store_is_meant(
+    flags: str, transient: bool, mapped: bool, tmp_path: Path
+) -> None:
+    """As in the newest containers-storage, whose ``--transient-store`` says the rest then."""
+    conf = tmp_path / "storage.conf"
+    conf.write_text(CONF.format(home=tmp_path))
+    argv = [sys.executable, "-m", "fsd", "storage", *flags.format(home=tmp_path).split()]
+    env = {**os.environ, "CONTAINERS_STORAGE_CONF": str(conf)}
+
+    def storage(*words: str) -> str:
+        done = subprocess.run([*argv, *words], env=env, capture_output=True, text=True, cwd=ROOT, check=True)
+        return done.stdout
+
+    storage("create-layer", "-i", IDS["A"])
+    storage("create-image", "-i", IDS["I"])
+    storage("create-container", "-i", IDS["D"], IDS["I"])
+    assert json.loads(storage("containers", "-j"))[0]["id"] == IDS["D"]
+    kept, lost = tmp_path / "g/vfs-containers/containers.json", tmp_path / "r/vfs-containers"
+    assert (lost / "volatile-containers.json").exists() is transient
+    assert kept.exists() is not transient
+    assert ("uidmap" in json.loads(storage("layers", "-j"))[0]) is mapped
 
 
 def test_deletion_rules_hold_for_names_too(btrfs_dir: Path, files: dict[str, str]) -> None:

@@ -105,7 +105,7 @@ class Side:
                 out = contents(out)
             if words[0] == "status":
                 out, err = out.partition(r'"],["Driver Options"')[0], "".join(err.splitlines(True)[:4])
-            return code, self.normal(out), self.normal(err)
+            return code, self.normal(out), "".join(map(self._complaint, err.splitlines(True)))
 
         return finished
 
@@ -114,6 +114,10 @@ class Side:
         text = text.replace(str(self.home), "HOME")
         text = TIME.sub("TIME", text)
         return ID.sub(lambda m: self._name(m[0]), text)
+
+    def _complaint(self, line: str) -> str:
+        """A line of standard error; IDs that only a log names are given no number."""
+        return line if is_log(line) else self.normal(line)
 
     def _name(self, found: str) -> str:
         if found in KNOWN or found.startswith(("5891b5", "0000b5")):
