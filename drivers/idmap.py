@@ -70,4 +70,5 @@ def translate(value: int, ranges: Sequence[IDMap], *, to_host: bool) -> int:
         start, target = (r.container_id, r.host_id) if to_host else (r.host_id, r.container_id)
         if start <= value < start + r.size:
             return target + (value - start)
-    raise ValueError(f"ID {value} is not mapped")
+    here, there = ("container", "host") if to_host else ("host", "container")
+    raise ValueError(f"{here} ID {value} cannot be mapped to a {there} ID")

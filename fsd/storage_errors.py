@@ -42,6 +42,8 @@ def text_of(error: Exception, *, call: str = "open") -> str:
 def archive_text(error: MalformedArchive, driver: str) -> str:
     """Why a layer archive cannot be unpacked; the original's drivers word it differently."""
     why = "unexpected EOF" if "truncated" in str(error) else str(error)
+    if "cannot be mapped" in why:
+        why = why.rpartition(": ")[2]
     if driver == "overlay":
         return f"processing tar file({why}): exit status 1"
     return f"ApplyLayer stdout:  stderr: {why} exit status 1"

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from drivers.idmap import IDMap, IDMappings
 from store.errors import BadValue
-from store.idranges import Range, check_mappings, parse_mapping, subordinate_ids
+from store.idranges import Range, check_mappings, parse_mappings, subordinate_ids
 from store.lockfile import DEFAULT_TIMEOUT
 
 
@@ -377,15 +377,19 @@ def _driver_options(tables: dict[str, Any], stores: tuple[str, ...]) -> Iterator
     return (f"{key}={value}" for key, value in options.items())
 
 
-def _mapping(options: dict[str, Any], ranges: str, user: str, path: str) -> tuple[IDMap, ...]:
-    """The mapping written out, or made of a user's subordinate IDs."""
+def _mapping(options: dict[str, Any], ranges: str, name: str, path: str) -> tuple[IDMap, ...]:
+    """The mapping written out, or made of the subordinate IDs of a name.
+
+    ``remap-user`` is the group's name too where there is no ``remap-group``, and the other way round.
+    """
     if options.get(ranges):
-        return tuple(parse_mapping(part.strip()) for part in options[ranges].split(","))
-    if not options.get(user):
+        return parse_mappings(options[ranges])
+    owner = options.get(name) or options.get("remap-user") or options.get("remap-group")
+    if not owner:
         return ()
-    found: list[Range] = sorted(subordinate_ids(Path(path), options[user]))
+    found: list[Range] = sorted(subordinate_ids(Path(path), owner))
     if not found:
-        raise BadValue(f"{user} = {options[user]!r}, but {path} gives that user no IDs")
+        raise BadValue(f"{name} = {owner!r}, but {path} has no ranges for that name")
     maps, start = [], 0
     for low, high in found:
         maps.append(IDMap(start, low, high - low))

@@ -231,7 +231,7 @@ class Creations(AutomaticMappings):
             made_from = self._image_for_container(tx, image) if image else None
             options = self.settle_mappings(tx, options, made_from)
             top = self._content_of(tx, made_from, options)
-            made = self._container_layer(tx, layer_id, top, options)
+            made = self._container_layer(tx, layer_id, top, options, bare=made_from is not None)
             container = Container(
                 volatile=self.transient_store,
                 id=container_id,
@@ -298,10 +298,10 @@ class Creations(AutomaticMappings):
         return self.image_layer_for(tx, image, options)
 
     def _container_layer(
-        self, tx: Transaction, layer_id: str, top: Layer | None, options: ContainerOptions
+        self, tx: Transaction, layer_id: str, top: Layer | None, options: ContainerOptions, *, bare: bool
     ) -> Layer:
-        """The record of the layer a new container will have."""
-        mappings = self.layer_mappings(options, top)
+        """The record of the layer a new container will have; ``bare``: the store's mappings do not count."""
+        mappings = self.layer_mappings(options, top, bare=bare)
         layer = Layer(
             volatile=self.transient_store,
             id=layer_id,

@@ -27,15 +27,18 @@ if TYPE_CHECKING:
 class Growth(Queries):
     """The steps of creation that concern one layer. ``undo`` collects what takes each step back."""
 
-    def layer_mappings(self, options: IDMapOptions, base: Layer | None) -> IDMappings:
-        """The mapping a new layer's owners have on disk.
+    def layer_mappings(self, options: IDMapOptions, base: Layer | None, *, bare: bool = False) -> IDMappings:
+        """The mapping of a new layer's owners on disk: what is asked for, else ``base``'s, else the store's.
+
+        Args:
+            bare: the store's do not count.
 
         Raises:
             InvalidMappings
         """
-        inherited = (
-            base.mappings if base is not None else IDMappings(self.options.uidmap, self.options.gidmap)
-        )
+        inherited = IDMappings() if bare else IDMappings(self.options.uidmap, self.options.gidmap)
+        if base is not None:
+            inherited = base.mappings
         mappings = IDMappings(
             () if options.host_uidmap else options.uidmap or inherited.uids,
             () if options.host_gidmap else options.gidmap or inherited.gids,

@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from drivers.idmap import IDMap, IDMappings
+from drivers.idmap import NOBODY, IDMap, IDMappings
 from store import codec
 from store.errors import LayerUnknown, NoAvailableIDs
 from store.idranges import Range, check_mappings, free_ranges, pack, subordinate_ids
@@ -26,7 +26,9 @@ from store.staging import Staging
 if TYPE_CHECKING:
     from store.core import Transaction
 
-_NOBODY: Final = 65534
+_NOBODYS: Final = ("nobody", "nogroup")
+_DATABASE_MAX: Final = 1 << 20
+"""Characters of a user database that count."""
 DEFAULT_AUTO_USER: Final = "containers"
 
 
@@ -131,8 +133,12 @@ class AutomaticMappings(Staging):
             highest = max(highest, *layer.uids, *layer.gids, 0)
             layer = self.layer_in(tx, layer.parent) if layer.parent else None
         with self.driver.mounted(image.layer) as root:
-            for name in (wish.passwd_file or "etc/passwd", wish.group_file or "etc/group"):
-                highest = max(highest, _highest_id(root, name.lstrip("/")))
+            for given, name, columns in (
+                (wish.passwd_file, "etc/passwd", 2),
+                (wish.group_file, "etc/group", 1),
+            ):
+                text = _read_host(given) if given else _read_inside(root, name)
+                highest = max(highest, _highest_id(text, columns))
         return highest + 1
 
 
@@ -141,18 +147,32 @@ def _used(containers: Iterable[Container], which: str) -> list[Range]:
     return [Range(m.host_id, m.host_id + m.size) for m in maps]
 
 
-def _highest_id(root: Path, name: str) -> int:
-    """The highest user or group number in a user database of an image; 0 without one."""
+def _read_host(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read(_DATABASE_MAX)
+    except OSError:
+        return ""
+
+
+def _read_inside(root: Path, name: str) -> str:
+    """A file of an image; empty without one. No link leads out of the image."""
     from drivers.syscalls import RESOLVE_IN_ROOT, openat2
 
     root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fd = openat2(root_fd, name, os.O_RDONLY | os.O_NONBLOCK, resolve=RESOLVE_IN_ROOT)
     except OSError:
-        return 0
+        return ""
     finally:
         os.close(root_fd)
     with open(fd, encoding="utf-8", errors="replace") as file:
-        fields = (line.rstrip("\n").split(":") for line in file.read(1 << 20).splitlines())
-        numbers = [int(n) for f in fields for n in f[2:4] if n.isascii() and n.isdigit()]
-    return max((n for n in numbers if n != _NOBODY), default=0)
+        return file.read(_DATABASE_MAX)
+
+
+def _highest_id(text: str, columns: int) -> int:
+    """The highest number in a user database, nobody's aside; passwd(5) has two in a row, group(5) one."""
+    rows = [line.split(":") for line in text.splitlines()]
+    fields = [field for row in rows if row[0] not in _NOBODYS for field in row[2 : 2 + columns]]
+    numbers = [int(field) for field in fields if field.isascii() and field.isdigit()]
+    return max((number for number in numbers if number != NOBODY), default=0)

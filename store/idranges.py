@@ -37,17 +37,18 @@ def check_mappings(mappings: IDMappings) -> None:
                     raise InvalidMappings(f"two ranges map the {start.replace('_', ' ')} {high}")
 
 
-def parse_mapping(text: str) -> IDMap:
-    """One range as people write it, ``CONTAINER:HOST:SIZE``.
+def parse_mappings(text: str) -> tuple[IDMap, ...]:
+    """Ranges as people write them, ``CONTAINER:HOST:SIZE``; others follow a comma or, as in 1.43, a colon.
 
     Raises:
         InvalidMappings
     """
-    parts = text.split(":")
-    if len(parts) != 3 or not all(part.isascii() and part.isdigit() for part in parts):
+    parts = [part.strip() for part in text.replace(",", ":").split(":")]
+    if len(parts) % 3 or not all(part.isascii() and part.isdigit() for part in parts):
         raise InvalidMappings(f"{text!r} is no ID mapping; CONTAINER:HOST:SIZE in numbers is")
-    result = IDMap(*(int(part) for part in parts))
-    check_mappings(IDMappings((result,)))
+    numbers = [int(part) for part in parts]
+    result = tuple(IDMap(*numbers[at : at + 3]) for at in range(0, len(numbers), 3))
+    check_mappings(IDMappings(result))
     return result
 
 
@@ -92,7 +93,7 @@ def free_ranges(available: Iterable[Range], used: Iterable[Range]) -> list[Range
 
 
 def pack(size: int, free: Iterable[Range], additional: tuple[IDMap, ...] = ()) -> tuple[IDMap, ...]:
-    """Map container IDs from 0 up to ``size`` to free host IDs, around the ``additional`` mappings.
+    """Map container IDs from 0 up to ``size`` to free host IDs, and then come the ``additional`` mappings.
 
     Raises:
         NoAvailableIDs
@@ -101,7 +102,7 @@ def pack(size: int, free: Iterable[Range], additional: tuple[IDMap, ...] = ()) -
     inside = free_ranges(
         [Range(0, size)], [Range(m.container_id, m.container_id + m.size) for m in additional]
     )
-    result = list(additional)
+    result: list[IDMap] = []
     for start, end in inside:
         while start < end:
             if not hosts:
@@ -114,4 +115,4 @@ def pack(size: int, free: Iterable[Range], additional: tuple[IDMap, ...] = ()) -
             start += count
             if low + count < high:
                 hosts.insert(0, Range(low + count, high))
-    return tuple(sorted(result, key=lambda m: m.container_id))
+    return (*result, *additional)

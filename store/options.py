@@ -89,7 +89,7 @@ class AutoUserNs:
     Attributes:
         size: IDs wanted; 0 derives it from the image's user database.
         initial_size: smallest size when it is derived.
-        passwd_file, group_file: files inside the image to read instead of ``/etc/passwd``, ``/etc/group``.
+        passwd_file, group_file: files of the host that are read instead of the image's own.
         additional_uidmap, additional_gidmap: mappings to add.
     """
 

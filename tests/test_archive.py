@@ -188,7 +188,7 @@ def test_apply_mapped_owners_become_host_owners(tree: Path, apply: Callable[...,
 
 
 def test_apply_unmapped_owner_is_refused(apply: Callable[..., Applied]) -> None:
-    with pytest.raises(MalformedArchive, match=r"'odd'.*ID 1000 is not mapped"):
+    with pytest.raises(MalformedArchive, match=r"'odd'.*ID 1000 cannot be mapped"):
         apply(entry(b"odd", uid=1000) + END, mappings=MAPPED)
 
 

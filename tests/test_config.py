@@ -212,7 +212,7 @@ def test_split_image_store(tmp_path, table):
         ("[storage.options]\nauto-userns-min-size = 'many'", "must be a whole number"),
         ("[storage.options]\ndisable-volatile = 'perhaps'", "must be true or false"),
         ("[storage.options]\nadditionalimagestores = [1]", "must be a list of texts"),
-        ("[storage.options]\nremap-user = 'no-such-user-here'", "gives that user no IDs"),
+        ("[storage.options]\nremap-user = 'no-such-user-here'", "has no ranges for that name"),
     ],
 )
 def test_malformed_values_are_refused_by_name(tmp_path, text, message):

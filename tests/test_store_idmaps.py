@@ -201,8 +201,8 @@ def test_automatic_namespace_keeps_additional_mappings(store, subids):
     container = store.create_container(options=ContainerOptions(auto_userns=auto))
     assert container.uidmap == (
         IDMap(0, 100001, 1000),
-        IDMap(1000, 100000, 1),
         IDMap(1001, 101001, 999),
+        IDMap(1000, 100000, 1),
     )
 
 
@@ -242,4 +242,10 @@ def test_pack_maps_every_id_once_or_refuses(available, size):
 
 
 def test_ranges_of_mapping_text():
-    assert idranges.parse_mapping("0:100000:65536") == IDMap(0, 100000, 65536)
+    assert idranges.parse_mappings("0:100000:65536") == (IDMap(0, 100000, 65536),)
+    two = (IDMap(0, 1000, 10), IDMap(20, 3000, 5))
+    assert (
+        idranges.parse_mappings("0:1000:10, 20:3000:5")
+        == idranges.parse_mappings("0:1000:10:20:3000:5")
+        == two
+    )
