@@ -261,7 +261,7 @@ class Attributes(Queries):
         """The container's persistent private directory, made on first use; ``ContainerDirectory``.
 
         Raises:
-            ContainerUnknown, OSError
+            ContainerUnknown, StoreReadOnly, OSError
         """
         return self._private(self.table_directory("containers") / self.container(key).id)
 
@@ -299,6 +299,8 @@ class Attributes(Queries):
 
     def _private(self, parent: Path) -> Path:
         path = parent / _USERDATA
+        if not path.is_dir() and self.graphroot in path.parents:
+            self.check_writable()
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         return path
 
@@ -309,8 +311,9 @@ class Attributes(Queries):
             file: path inside the directory, without ``..``.
 
         Raises:
-            ContainerUnknown, BadName, OSError
+            ContainerUnknown, BadName, StoreReadOnly, OSError
         """
+        self.check_writable()
         _write_inside(self.container_directory(key), file, data)
 
     def from_container_directory(self, key: str, file: str) -> bytes:

@@ -228,6 +228,11 @@ class StoreCore:
 
     # -- locking ---------------------------------------------------------------------------------
 
+    def check_writable(self) -> None:
+        """Raise :class:`StoreReadOnly` unless the store's directories can be written."""
+        if self.read_only:
+            raise StoreReadOnly(f"{self.graphroot} is on read-only media, or belongs to somebody else")
+
     @contextmanager
     def transaction(
         self, *, layers: Access = None, images: Access = None, containers: Access = None
@@ -242,8 +247,8 @@ class StoreCore:
             StoreReadOnly, BadRecord
         """
         bound = self.options.lock_timeout
-        if self.read_only and "w" in (layers, images, containers):
-            raise StoreReadOnly(f"{self.graphroot} is on read-only media, or belongs to somebody else")
+        if "w" in (layers, images, containers):
+            self.check_writable()
         tx = Transaction()
         with ExitStack() as stack:
             if layers:

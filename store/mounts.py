@@ -61,6 +61,8 @@ class Mounts(Queries):
         return self._mount(layer_id, mount_label, tuple(dict.fromkeys(("ro", *options))), IDMappings())
 
     def _mount(self, layer_id: str, mount_label: str, options: tuple[str, ...], mappings: IDMappings) -> Path:
+        if self.read_only:
+            return self._get(self.layer(layer_id), mount_label, options, mappings)
         with self.storage_lock.writing(self.options.lock_timeout), self.transaction(layers="w") as tx:
             layer = tx.layers.get(layer_id)
             if layer is None:
@@ -71,11 +73,7 @@ class Mounts(Queries):
             if known is not None and count > 0 and os.path.ismount(known.path):
                 mounts.set(layer_id, known.path, count + 1)
                 return Path(known.path)
-            shift = mappings if not layer.mappings and self.can_shift(mappings) else IDMappings()
-            path = self.driver.get(
-                layer_id,
-                MountOptions(mount_label=mount_label or layer.mount_label, options=options, mappings=shift),
-            )
+            path = self._get(layer, mount_label, options, mappings)
             try:
                 mounts.set(layer_id, str(path), count + 1)
                 mounts.flush()
@@ -83,6 +81,14 @@ class Mounts(Queries):
                 self.driver.put(layer_id)
                 raise
         return path
+
+    def _get(self, layer: Layer, mount_label: str, options: tuple[str, ...], mappings: IDMappings) -> Path:
+        """Have the driver mount a layer; nobody counts that yet."""
+        shift = mappings if not layer.mappings and self.can_shift(mappings) else IDMappings()
+        return self.driver.get(
+            layer.id,
+            MountOptions(mount_label=mount_label or layer.mount_label, options=options, mappings=shift),
+        )
 
     def unmount(self, key: str, force: bool = False) -> bool:
         """Take back one :meth:`mount`, or all with ``force``; ``Unmount``.
@@ -96,6 +102,10 @@ class Mounts(Queries):
         Raises:
             LayerUnknown, LockTimeout, OSError
         """
+        if self.read_only:
+            container = self._container(key)
+            self.driver.put(container.layer if container is not None else self.layer(key).id)
+            return False
         with self.transaction(layers="w") as tx:
             return self._unmount(tx.layers, self._mounted_layer(tx, key), force)
 
@@ -120,7 +130,7 @@ class Mounts(Queries):
             ImageUnknown, LayerNotMounted
         """
         layer_id = self.image(key).layer
-        if not self.mounts_now().count(layer_id):
+        if not self.read_only and not self.mounts_now().count(layer_id):
             raise LayerNotMounted(f"the layer of image {key} is not mounted")
         return self.unmount(layer_id, force)
 
@@ -163,6 +173,9 @@ class Mounts(Queries):
         Raises:
             LayerUsedByContainer: a layer is mounted and ``force`` is not set; nothing was done then.
         """
+        if self.read_only:
+            self.driver.cleanup()
+            return []
         with self.storage_lock.writing(self.options.lock_timeout):
             with self.transaction(layers="w") as tx:
                 mounted = [layer for layer in tx.layers.view if tx.layers.mounts.view.count(layer.id)]

@@ -70,8 +70,10 @@ class Staging(Growth):
         """Unpack a layer archive without holding any lock of the store; ``PrepareStagedLayer``.
 
         Raises:
-            ParentUnknown, ParentIsContainer, MalformedArchive, HostileArchive, BadValue, OSError
+            ParentUnknown, ParentIsContainer, MalformedArchive, HostileArchive, BadValue, StoreReadOnly,
+            OSError
         """
+        self.check_writable()
         self.clean_staging()
         with self.transaction(layers="r", containers="r") as tx:
             base = self.parent_layer(tx, parent) if parent else None

@@ -35,7 +35,7 @@ def test_every_public_method_is_in_the_table():
     public = {name for name, _ in members if not name.startswith("_")}
     internal = {
         "add_layer_data", "adjust_owners", "ask_guard", "can_shift", "catalog", "check_image_unused",
-        "additional_tables", "driver_texts",
+        "additional_tables", "check_writable", "driver_texts",
         "check_layer_unused", "clean_incomplete", "clean_staging",
         "discard_layer", "fill_layer", "grow_layer", "grow_tree", "image_layer_for", "layer_in",
         "layer_mappings", "layer_of", "layer_path", "layer_views", "mounts_now", "object_of", "parent_layer",
