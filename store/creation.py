@@ -158,6 +158,9 @@ class Creations(AutomaticMappings):
     ) -> Image:
         """Make an image record with its big data in one step; ``CreateImage``.
 
+        One with the ID of an image in a read-only store takes over that one's names, metadata, creation time,
+        digest and big data, as far as nothing else is said: so an image there gets other names.
+
         Args:
             layer: ID or name of the top layer; empty for an image without content.
 
@@ -165,16 +168,17 @@ class Creations(AutomaticMappings):
             BadID, DuplicateID, DuplicateName, LayerUnknown, BadBigDataKey, BadValue, LockTimeout
         """
         codec.parse_time(options.created or codec.now())
-        image = Image(
+        given = Image(
             id=new_id() if not id else check_id(id),
             names=dedupe(names),
             names_history=dedupe(options.names_history),
             digest=options.digest,
             metadata=metadata,
-            created=options.created or codec.now(),
+            created=options.created,
             flags=dict(options.flags),
         )
-        items = [BigData(*item) for item in options.big_data]
+        image, inherited = self._over_read_only(given)
+        items = [*inherited, *(BigData(*item) for item in options.big_data)]
         for item in items:
             bigdata.file_name(item.key)
         with self.transaction(layers="r", images="w") as tx, ExitStack() as undo:
@@ -191,6 +195,26 @@ class Creations(AutomaticMappings):
             tx.images.flush()
             undo.pop_all()
         return image
+
+    def _over_read_only(self, image: Image) -> tuple[Image, list[BigData]]:
+        """A new image with what it takes over from one of its ID in a read-only store, and its big data."""
+        stores = ((t.images.directory / image.id, t.images.peek().get(image.id)) for t in self.additional)
+        directory, found = next(((path, o) for path, o in stores if o is not None), (None, None))
+        if directory is None or found is None:
+            return replace(image, created=image.created or codec.now()), []
+        names = dedupe([*found.names, *image.names])
+        taken = replace(
+            image,
+            names=names,
+            names_history=dedupe([*reversed(names), *found.names_history, *image.names_history]),
+            digest=image.digest or found.digest,
+            metadata=image.metadata or found.metadata,
+            created=image.created or found.created,
+        )
+        digests = found.big_data_digests
+        return taken, [
+            BigData(key, bigdata.read(directory, key), digests.get(key, "")) for key in found.big_data_names
+        ]
 
     def _top_layer(self, tx: Transaction, key: str) -> str:
         found = tx.layers.view.resolve(key)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from drivers.idmap import NOBODY, IDMap, IDMappings
 from store import codec
-from store.errors import LayerUnknown, NoAvailableIDs
+from store.errors import ImageUnknown, LayerUnknown, NoAvailableIDs, StoreReadOnly
 from store.idranges import Range, check_mappings, free_ranges, pack, subordinate_ids
 from store.ids import new_id
 from store.options import AutoUserNs, ContainerOptions, LayerOptions
@@ -71,6 +71,26 @@ class AutomaticMappings(Staging):
         if tx.images.get(image.id) is None or tx.layers.get(first.id) is None:
             return first
         return self._mapped_copy(tx, image, first, options)
+
+    def unmapped_layer(self, image: Image) -> str:
+        """ID of the image's top layer, or of a copy of it that is made if need be, with the host's owners.
+
+        Raises:
+            StoreReadOnly: the image is in a read-only store, and its owners are mapped.
+        """
+        if not image.layer or not self.layer(image.layer).mappings:
+            return image.layer
+        if copy := self.unmapped_copy(image):
+            return copy
+        if image.read_only:
+            raise StoreReadOnly(
+                f"image {image.id} is in a read-only store, and the owners of its files are mapped"
+            )
+        with self.transaction(layers="w", images="w") as tx:
+            current = tx.images.get(image.id)
+            if current is None:
+                raise ImageUnknown(f"image {image.id} was removed meanwhile")
+            return self.image_layer_for(tx, current, ContainerOptions(host_uidmap=True, host_gidmap=True)).id
 
     def layer_in(self, tx: Transaction, layer_id: str) -> Layer | None:
         """A layer of this store as its transaction has it, or one of an additional store."""

@@ -14,13 +14,14 @@ from store.errors import (
     LayerNotMounted,
     LayerUnknown,
     LayerUsedByContainer,
+    StoreReadOnly,
 )
 from store.queries import Queries
 
 if TYPE_CHECKING:
     from store.core import Transaction
     from store.layers import LayerDraft
-    from store.records import Container, Layer
+    from store.records import Container, Image, Layer
 
 
 class Mounts(Queries):
@@ -50,12 +51,14 @@ class Mounts(Queries):
     def mount_image(self, key: str, options: tuple[str, ...] = (), mount_label: str = "") -> Path:
         """Mount the top layer of an image read-only, as far as the driver can; ``MountImage``.
 
+        Of an image whose top layer has mapped owners a copy with the host's is made, and mounted.
+
         Raises:
-            ImageUnknown, LayerUnknown, BadValue: ``rw`` was asked for.
+            ImageUnknown, LayerUnknown, StoreReadOnly, BadValue: ``rw`` was asked for.
         """
         if "rw" in options:
             raise BadValue("an image cannot be mounted read-write; make a container from it")
-        layer_id = self.image(key).layer
+        layer_id = self.unmapped_layer(self.image(key))
         if not layer_id:
             raise LayerUnknown(f"image {key} has no layer, so there is nothing to mount")
         return self._mount(layer_id, mount_label, tuple(dict.fromkeys(("ro", *options))), IDMappings())
@@ -66,7 +69,10 @@ class Mounts(Queries):
         with self.storage_lock.writing(self.options.lock_timeout), self.transaction(layers="w") as tx:
             layer = tx.layers.get(layer_id)
             if layer is None:
-                raise LayerUnknown(f"no layer {layer_id}")
+                raise StoreReadOnly(
+                    f"layer {layer_id} is in an additional store, where nothing is mounted; "
+                    "make a container from it"
+                )
             mounts = tx.layers.mounts
             known = mounts.get(layer_id)
             count = known.count if known is not None else 0
@@ -129,10 +135,15 @@ class Mounts(Queries):
         Raises:
             ImageUnknown, LayerNotMounted
         """
-        layer_id = self.image(key).layer
+        image = self.image(key)
+        layer_id = self.unmapped_copy(image) or image.layer
         if not self.read_only and not self.mounts_now().count(layer_id):
             raise LayerNotMounted(f"the layer of image {key} is not mounted")
         return self.unmount(layer_id, force)
+
+    def unmapped_layer(self, image: Image) -> str:
+        """ID of the image's top layer, or of a copy of it, whose owners are the host's."""
+        return self.unmapped_copy(image) or image.layer
 
     def mounted(self, key: str) -> int:
         """How often a container or layer is mounted, by any tool; ``Mounted``.

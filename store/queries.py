@@ -64,6 +64,11 @@ class Queries(StoreCore):
                 return image
         raise ImageUnknown(f"no image is called {key!r}, and no ID of one image begins so")
 
+    def unmapped_copy(self, image: Image) -> str:
+        """ID of the copy of the image's top layer whose owners are the host's; empty if there is none."""
+        layers = (self.tables.layers.peek().get(i) for i in image.mapped_layers)
+        return next((layer.id for layer in layers if layer is not None and not layer.mappings), "")
+
     def container(self, key: str) -> Container:
         """The container of that key, or of that layer; ``Container``.
 

@@ -73,6 +73,27 @@ def test_nothing_of_the_additional_store_can_be_changed(two):
         store.delete_image("img")
     with pytest.raises(NotALayer):
         store.delete_layer("base")
+    for mount in (lambda: store.mount("base"), lambda: store.mount_image("img")):
+        with pytest.raises(StoreReadOnly, match="additional store"):
+            mount()
+
+
+def test_image_made_over_an_additional_one_takes_over_what_it_has(two):
+    first, store = two
+    other = first.image("img")
+    options = ImageOptions(big_data=[("more", b"data")])
+    made = store.create_image(id=other.id, names=["new"], layer=other.layer, options=options)
+    assert (made.names, made.names_history) == (("img", "new"), ("new", "img"))
+    assert (made.digest, made.created, made.layer) == (other.digest, other.created, other.layer)
+    assert not store.image("new").read_only
+    assert [i.id for i in store.images()] == [other.id]
+    assert store.image_big_data("new", "manifest") == b"{}"
+    assert store.image_big_data("new", "more") == b"data"
+    store.set_names("new", ["only"])
+    assert store.image(other.id).names == ("only",)
+    store.delete_image("only")
+    assert store.image(other.id).names == ("img",)
+    assert store.check() == []
 
 
 def test_container_over_an_additional_image(two):

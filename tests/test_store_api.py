@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from drivers.base import Driver
 from store import errors
 from store.store import Store
 
 TESTS = Path(__file__).parent
+DRIVERS = (TESTS.parent / "drivers" / "README.md").read_text()
 README = (TESTS.parent / "store" / "README.md").read_text()
 ROWS = [line.split("|")[1:4] for line in README.splitlines() if line.startswith("|")][2:]
 METHODS = sorted({name for _, ours, _ in ROWS for name in re.findall(r"`([a-z][a-z_]+)`", ours)})
@@ -30,18 +32,24 @@ def test_every_method_of_the_table_exists_is_documented_and_used_by_a_test(name)
     assert re.search(rf"\.{name}\b", sources()), f"no test calls {name}"
 
 
+def test_every_method_of_the_drivers_table_exists_and_none_is_left_out():
+    own = {name for name, member in vars(Driver).items() if inspect.isfunction(member) and name[0] != "_"}
+    named = set(re.findall(r"`([a-z][a-z_]+)`", DRIVERS))
+    assert own | {"reconfigure", "name", "capabilities"} == named
+
+
 def test_every_public_method_is_in_the_table():
     members = inspect.getmembers(Store, inspect.isfunction)
     public = {name for name, _ in members if not name.startswith("_")}
     internal = {
-        "add_layer_data", "adjust_owners", "ask_guard", "can_shift", "catalog", "check_image_unused",
-        "additional_tables", "check_writable", "driver_texts",
-        "check_layer_unused", "clean_incomplete", "clean_staging",
-        "discard_layer", "fill_layer", "grow_layer", "grow_tree", "image_layer_for", "layer_in",
-        "layer_mappings", "layer_of", "layer_path", "layer_views", "mounts_now", "object_of", "parent_layer",
+        "add_layer_data", "additional_tables", "adjust_owners", "ask_guard", "can_shift", "catalog",
+        "check_image_unused", "check_writable", "check_layer_unused", "clean_incomplete", "clean_staging",
+        "driver_texts", "discard_layer", "fill_layer", "grow_layer", "grow_tree", "image_layer_for",
+        "layer_in",
+        "layer_mappings", "layer_of", "layer_views", "mounts_now", "object_of", "parent_layer",
         "run_directory",
         "leftover_paths", "put_found", "settle_mappings", "staged_ids", "table_directory", "tar_split_path",
-        "tar_split_paths", "transaction",
+        "tar_split_paths", "transaction", "unmapped_copy", "unmapped_layer",
     }  # fmt: skip
     container = {name for name in public if "container_big_data" in name}
     assert public - internal - container == set(METHODS) & public

@@ -114,6 +114,23 @@ def test_mapped_copy_gives_the_same_archive(store, image):
     assert store.changes(container.id) == []
 
 
+def test_mapped_image_is_mounted_with_the_hosts_owners(store):
+    mapped = LayerOptions(uidmap=MAP, gidmap=MAP)
+    layer, _ = store.put_layer(archive(0, 7), options=mapped)
+    store.create_image(names=["img"], layer=layer.id)
+    path = store.mount_image("img")
+    assert os.lstat(path / "file7").st_uid == 7
+    (copy,) = store.image("img").mapped_layers
+    assert store.mounted(copy) == 1
+    assert store.mount_image("img") == path
+    assert store.unmount_image("img") is True
+    assert store.unmount_image("img") is False
+    with pytest.raises(LayerNotMounted):
+        store.unmount_image("img")
+    assert store.delete_image("img") == [copy, layer.id]
+    assert store.check() == []
+
+
 def test_store_wide_mapping_applies_to_base_layers(options):
     from dataclasses import replace
 
