@@ -194,6 +194,7 @@ class _Application:
             content_size=unpacker.content_size,
             uids=tuple(sorted(uids | unpacker.uids)),
             gids=tuple(sorted(gids | unpacker.gids)),
+            ended=source.plain.ended,
         )
 
 

@@ -20,17 +20,28 @@ if TYPE_CHECKING:
     from drivers.limits import Limits
 
 
+END = bytes(1024)
+"""The two zero blocks that a tar ends with (POSIX, pax interchange format)."""
+
+
 class Meter:
-    """SHA-256 and count of the bytes that passed."""
+    """SHA-256, count and end of the bytes that passed."""
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
+        self._tail = b""
         self.size = 0
 
     def add(self, data: bytes) -> None:
         """Count and hash ``data``."""
         self._hash.update(data)
+        self._tail = (self._tail + data[-len(END) :])[-len(END) :]
         self.size += len(data)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last bytes are a tar's end."""
+        return self._tail == END
 
     @property
     def digest(self) -> str:

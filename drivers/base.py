@@ -85,7 +85,9 @@ class Applied:
     """What :meth:`Driver.apply_diff` learnt while it unpacked an archive.
 
     Digests are ``sha256:<hex>``; sizes are bytes. ``diff_*`` speak of the uncompressed archive,
-    ``compressed_*`` of the bytes as given. ``content_size`` is the sum of the header sizes.
+    ``compressed_*`` of the bytes as given. ``content_size`` is the sum of the header sizes. ``ended``: the
+    archive ends with the two zero blocks of an end; without them it may have been cut off between two
+    entries, or is of a writer that leaves them out.
     """
 
     diff_digest: str
@@ -96,6 +98,7 @@ class Applied:
     content_size: int
     uids: tuple[int, ...]
     gids: tuple[int, ...]
+    ended: bool = True
 
 
 @dataclass(frozen=True, slots=True)

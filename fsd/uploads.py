@@ -17,9 +17,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, cast
 
-from drivers.base import Compression
-from drivers.compress import detect
-from drivers.errors import MalformedArchive
 from fsd.contents import Sink
 from store.archive_files import Window
 from store.archives import load_archive
@@ -31,8 +28,6 @@ if TYPE_CHECKING:
 
     from fsd.site import LayerSubject, Site
 
-END = bytes(1024)
-"""How a tar ends: two blocks of zeros, or more."""
 BIG_DATA_MAX = 64 << 20
 """Most bytes of a big data item that is copied in; they are kept in memory once."""
 LINGER_SECONDS = 60.0
@@ -162,20 +157,6 @@ class Upload(Sink):
         self.site.uploads.end(self.progress)
         self._held.close()
 
-    def _check_end(self) -> None:
-        """Refuse a plain archive without the two zero blocks of its end: whoever wrote it was cut off.
-
-        A compressed one says itself whether it is complete. A cut between two entries shows nowhere else.
-        """
-        number = self._file.fileno()
-        size = os.fstat(number).st_size
-        if detect(os.pread(number, 8, 0)) is not Compression.NONE:
-            return
-        if os.pread(number, len(END), max(0, size - len(END))) != END:
-            raise MalformedArchive(
-                f"{self.progress.what}: the archive has no end: it was cut off, or is no tar"
-            )
-
     def _reader(self) -> BinaryIO:
         """The bytes so far, from the start; does not move when more is written."""
         size = os.fstat(self._file.fileno()).st_size
@@ -193,7 +174,6 @@ class LayerUpload(Upload):
 
     def use(self, archive: BinaryIO) -> None:
         """Unpack it into the layer; what this very copy put there before goes."""
-        self._check_end()
         store = self.site.store
         self._applied = refill_layer(store, self._layer_id, archive, digest=self._applied).diff_digest
 
@@ -203,7 +183,6 @@ class ImageUpload(Upload):
 
     def use(self, archive: BinaryIO) -> None:
         """Load its images under their own names."""
-        self._check_end()
         load_archive(self.site.store, archive, state=self.site.history.state)
 
 

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from drivers.archive_input import END
 from drivers.base import Compression
 from drivers.compress import MAGIC_SIZE, chunks_of, decompress, detect
 from drivers.confine import Root
 from drivers.errors import HostileArchive, MalformedArchive
-from store.blobs import unnamed_file
+from store.blobs import NO_END, unnamed_file
 from store.codec import loads
 
 if TYPE_CHECKING:
@@ -139,6 +140,9 @@ class ArchiveFiles(ImageFiles):
         end = self._file.seek(0, os.SEEK_END)
         if any(m.offset + m.size > end for m in self._members.values()):
             raise MalformedArchive("the archive is truncated")
+        self._file.seek(max(0, end - len(END)))
+        if self._file.read(len(END)) != END:
+            raise MalformedArchive(NO_END)
 
     def __contains__(self, name: str) -> bool:
         return name in self._members

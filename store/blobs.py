@@ -6,12 +6,12 @@ before its layer can be made. One that cannot be read twice is kept in an unname
 
 from __future__ import annotations
 
-import hashlib
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
+from drivers.archive_input import Meter
 from drivers.base import Compression
 from drivers.compress import MAGIC_SIZE, PIECE, decompress, detect
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+NO_END = "the archive has no end: it was cut off, or is no tar"
+"""Text for an archive that does not end as a tar does."""
 SPOOL = "fsd/tmp"
 """Directory below the graphroot in which unnamed files are made."""
 
@@ -28,7 +30,7 @@ class Blob:
     """A layer archive that was read once: ``file`` stands at its start again.
 
     ``digest`` and ``size`` are of the bytes as given, ``diff_digest`` and ``diff_size`` of the
-    uncompressed archive; sizes are bytes.
+    uncompressed archive; sizes are bytes. ``ended``: it ends as a tar does, and was not cut off.
     """
 
     file: BinaryIO
@@ -37,6 +39,7 @@ class Blob:
     diff_digest: str
     diff_size: int
     compression: Compression
+    ended: bool
 
 
 @contextmanager
@@ -68,22 +71,6 @@ def unnamed_file(graphroot: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-class _Hash:
-    """Digest and size of what passes through."""
-
-    def __init__(self) -> None:
-        self._sum = hashlib.sha256()
-        self.size = 0
-
-    def update(self, chunk: bytes) -> None:
-        self._sum.update(chunk)
-        self.size += len(chunk)
-
-    @property
-    def digest(self) -> str:
-        return f"sha256:{self._sum.hexdigest()}"
-
-
 class _Copying:
     """A source whose reads are also written to a file."""
 
@@ -98,7 +85,7 @@ class _Copying:
 
 
 def _measure(source: BinaryIO | _Copying, file: BinaryIO) -> Blob:
-    outer, inner = _Hash(), _Hash()
+    outer, inner = Meter(), Meter()
     chunks = _hashing(source, outer)
     head = b""
     while len(head) < MAGIC_SIZE and (chunk := next(chunks, b"")):
@@ -110,7 +97,7 @@ def _measure(source: BinaryIO | _Copying, file: BinaryIO) -> Blob:
         inner = outer
     else:
         for piece in decompress(kind, _prefixed(head, chunks)):
-            inner.update(piece)
+            inner.add(piece)
     return Blob(
         file=file,
         digest=outer.digest,
@@ -118,12 +105,13 @@ def _measure(source: BinaryIO | _Copying, file: BinaryIO) -> Blob:
         diff_digest=inner.digest,
         diff_size=inner.size,
         compression=kind,
+        ended=inner.ended,
     )
 
 
-def _hashing(source: BinaryIO | _Copying, total: _Hash) -> Iterator[bytes]:
+def _hashing(source: BinaryIO | _Copying, total: Meter) -> Iterator[bytes]:
     for chunk in iter(lambda: source.read(PIECE), b""):
-        total.update(chunk)
+        total.add(chunk)
         yield chunk
 
 

@@ -117,7 +117,8 @@ class Creations(AutomaticMappings):
             layer = self.grow_layer(tx.layers, undo, layer, base, mappings, writeable, options)
             size = 0
             if archive is not None:
-                layer, size = self.fill_layer(layer, archive, options, undo)
+                layer, applied = self.fill_layer(layer, archive, options, undo)
+                size = applied.content_size
             layer = self.add_layer_data(layer, options.big_data, undo)
             tx.layers.add(layer)
             tx.layers.flush()
@@ -139,11 +140,11 @@ class Creations(AutomaticMappings):
             LayerUnknown, MalformedArchive, HostileArchive (the layer then has part of the archive)
         """
         with self.transaction(layers="w") as tx, ExitStack() as undo:
-            layer, size = self.fill_layer(tx.layers.existing(key), archive, DEFAULT_LAYER, undo)
+            layer, applied = self.fill_layer(tx.layers.existing(key), archive, DEFAULT_LAYER, undo)
             tx.layers.put(layer)
             tx.layers.flush()
             undo.pop_all()
-        return size
+        return applied.content_size
 
     # -- images ----------------------------------------------------------------------------------
 

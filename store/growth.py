@@ -155,11 +155,11 @@ class Growth(Queries):
 
     def fill_layer(
         self, layer: Layer, archive: BinaryIO, options: LayerOptions, undo: ExitStack
-    ) -> tuple[Layer, int]:
+    ) -> tuple[Layer, Applied]:
         """Unpack an archive into a layer and wait until it is on the disk.
 
         Returns:
-            the record with what was learnt, and the sum of the files' sizes in bytes.
+            the record with what was learnt, and all that was.
 
         Raises:
             MalformedArchive, HostileArchive, BadValue (not the digest the options name), OSError
@@ -179,7 +179,7 @@ class Growth(Queries):
                 uids=applied.uids,
                 gids=applied.gids,
             ),
-            applied.content_size,
+            applied,
         )
 
     @contextmanager

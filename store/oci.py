@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from drivers import errors as driver_errors
 from store import codec
-from store.blobs import Blob, measured
+from store.blobs import NO_END, Blob, measured
 from store.errors import BadRecord, BadValue, BigDataUnknown, Busy, DuplicateID, Unknown
 from store.names import normalize
 from store.oci_config import (
@@ -91,6 +91,8 @@ def import_rootfs(
     with measured(archive, store.graphroot) as blob:
         if not blob.size:
             raise BadValue("the archive is empty: a tar of a root filesystem is needed")
+        if not blob.ended:
+            raise driver_errors.MalformedArchive(NO_END)
         with put_layer(store, blob, parent="", state=state) as layer:
             document = build_config(
                 created=created,

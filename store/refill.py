@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from drivers.base import Creation
 from drivers.errors import LayerUnknown as DriverLayerUnknown
+from drivers.errors import MalformedArchive
+from store.blobs import NO_END
 from store.errors import InUse, NotPristine
 from store.options import LayerOptions
 
@@ -32,7 +34,8 @@ def refill_layer(store: Store, layer: str, archive: BinaryIO, *, digest: str = "
     """Give a layer the content of an archive on top of its parent's.
 
     Args:
-        archive: a tar, plain or compressed, read to its end.
+        archive: a tar, plain or compressed, read to its end. One without the zero blocks that end a tar
+            is refused: a cut between two entries shows nowhere else.
         digest: of the uncompressed archive that this call may replace, because the caller put it there.
 
     Returns:
@@ -56,6 +59,8 @@ def refill_layer(store: Store, layer: str, archive: BinaryIO, *, digest: str = "
         archive, parent=found.parent or None, mount_label=found.mount_label, options=options
     )
     with staged, store.transaction(layers="w", images="r", containers="r") as tx:
+        if not staged.ended:
+            raise MalformedArchive(NO_END)
         current = tx.layers.existing(found.id)
         _check(store, tx, current, digest)
         return _exchange(store, tx, current, staged.layer)

@@ -37,11 +37,13 @@ class StagedLayer:
     """A layer's content, unpacked and on the disk, that is not in the store yet.
 
     ``layer`` is the record it will have, apart from ID and names; ``size`` the sum of its files' sizes
-    in bytes. :meth:`close` removes it again; a context manager does so at its end.
+    in bytes, ``ended`` whether the archive had its end (:class:`drivers.base.Applied`). :meth:`close`
+    removes it again; a context manager does so at its end.
     """
 
     layer: Layer
     size: int
+    ended: bool
     options: LayerOptions
     resources: ExitStack
 
@@ -90,8 +92,14 @@ class Staging(Growth):
                 raise ParentUnknown(f"layer {layer.parent} was removed meanwhile") from None
             resources.callback(self._remove_tree, layer.id)
             layer = self.adjust_owners(layer, base, mappings)
-            layer, size = self.fill_layer(layer, archive, options, resources)
-            return StagedLayer(layer=layer, size=size, options=options, resources=resources.pop_all())
+            layer, applied = self.fill_layer(layer, archive, options, resources)
+            return StagedLayer(
+                layer=layer,
+                size=applied.content_size,
+                ended=applied.ended,
+                options=options,
+                resources=resources.pop_all(),
+            )
 
     def apply_staged_layer(
         self, staged: StagedLayer, *, id: str | None = None, names: Iterable[str] = ()

@@ -187,6 +187,30 @@ def test_a_truncated_tar_is_refused_and_leaves_nothing(store, tar) -> None:
     assert empty(store)
 
 
+@pytest.mark.parametrize("kind", COMPRESSORS)
+def test_an_archive_that_was_cut_anywhere_is_refused(store, tar, kind) -> None:
+    """Between two entries, too, and within what follows the last block of the tar."""
+    body = len(tar.rstrip(b"\0")) + 511 & -512
+    pack = COMPRESSORS[kind]
+    packed = pack(tar)
+    cut = {"before its end": pack(tar[:body]), "within its end": pack(tar[: body + 512])}
+    if kind != "plain":
+        cut |= {f"{n} bytes early": packed[:-n] for n in (1, 4, 8)}
+        cut |= {"garbage": packed + b"garbage", "garbage in the tar": pack(tar + b"garbage")}
+    for what, data in cut.items():
+        assert _refused(store, data), what
+        assert empty(store)
+    assert import_rootfs(store, io.BytesIO(packed), "base")
+
+
+def _refused(store: Store, data: bytes) -> bool:
+    try:
+        import_rootfs(store, io.BytesIO(data), "base")
+    except MalformedArchive:
+        return True
+    return False
+
+
 def test_an_archive_that_reaches_outside_leaves_the_host_alone(store) -> None:
     try:
         import_rootfs(store, io.BytesIO(escaping()), "evil")

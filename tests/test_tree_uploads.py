@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import io
+import lzma
 import os
 import subprocess
 import tarfile
@@ -148,10 +149,15 @@ def test_import_of_something_else_fails_and_leaves_nothing(tree, btrfs_dir):
     assert done.returncode == 1
     assert "neither index.json nor manifest.json" in tree.errors()
     whole = (tree.path / "images" / BASE / "image.tar").read_bytes()
-    (btrfs_dir / "cut").write_bytes(whole.rstrip(b"\0") + bytes(600))
-    done = subprocess.run(["cp", btrfs_dir / "cut", tree.path / "images/.import/x"], check=False)
-    assert done.returncode == 1
-    assert "the archive has no end" in tree.errors()
+    cut = whole[: (len(whole.rstrip(b"\0")) + 511 & -512) + 512]
+    (tree.path / "layers/mine").mkdir()
+    for number, data in enumerate((cut, gzip.compress(cut), lzma.compress(cut))):
+        (btrfs_dir / "cut").write_bytes(data)
+        for place in (f"images/.import/x{number}", "layers/mine/diff.tar"):
+            done = subprocess.run(["cp", btrfs_dir / "cut", tree.path / place], check=False)
+            assert done.returncode == 1
+            assert "the archive has no end" in tree.errors().splitlines()[-1]
+    (tree.path / "layers/mine").rmdir()
     assert sorted(os.listdir(tree.path / "layers")) == before
 
 
