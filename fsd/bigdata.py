@@ -29,6 +29,7 @@ class BigDataItem(Kind):
     blocking = True
     writable = True
     takes_attributes = True
+    takes_empty = True
 
     def attributes(self, node: Node) -> Attributes:
         """The recorded size; layers keep none, so theirs is that of the item."""

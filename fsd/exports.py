@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fsd.exports")
 
+_GONE = "what this view showed is gone; look its object up again"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
@@ -251,7 +253,7 @@ class Exports:
     async def _give_number(self, event: Event) -> None:
         shown = self._by_number.get(event.number)
         if shown is None:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            raise OSError(errno.ESTALE, _GONE)
         length = (len(event.handle) - 4).to_bytes(4, "little")
         key = f"{shown.view.key}/{(length + event.handle).hex()}"
         number = await trio.to_thread.run_sync(functools.partial(self._number, key))
@@ -261,7 +263,7 @@ class Exports:
     async def _pass_gate(self, event: Event) -> None:
         shown = self._by_number.get(event.number)
         if shown is None:
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            raise OSError(errno.ESTALE, _GONE)
         gate = shown.view.gate
         if gate is None:
             return

@@ -43,7 +43,7 @@ class ImportFile(Kind):
         return Attributes(self.mode, _progress(node).bytes, time.time_ns())
 
     def open_content(self, node: Node) -> Content:
-        """Nobody needs to read back what they just wrote."""
+        """Nobody needs to read back what they just wrote; asked of those only who do nothing else."""
         node.refuse(errno.EACCES, "an import can only be written; look at control/status for how it goes")
 
     def open_sink(self, node: Node) -> Sink:

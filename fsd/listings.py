@@ -12,6 +12,7 @@ import pyfuse3
 import trio
 from pyfuse3 import InodeT
 
+from fsd.errnos import errno_of
 from fsd.nodes import Attributes, RealTree
 from fsd.plane import OURS
 from fsd.site import ContainerSubject, PartSubject
@@ -151,7 +152,9 @@ def _attributes(node: Node) -> Attributes | None:
         return Attributes(node.kind.mode, 0, 0)
     try:
         return node.kind.attributes(node)
-    except (OSError, LookupError):
+    except Exception as exc:  # one entry that is gone, or broken, hides no other
+        if errno_of(exc) is None and not isinstance(exc, LookupError):
+            raise
         return None
 
 

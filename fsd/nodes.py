@@ -84,6 +84,8 @@ class Kind:
     keep_name: ClassVar[float] = KEEP_SECONDS
     """Seconds the kernel may keep an entry's name without asking."""
 
+    takes_empty: ClassVar[bool] = False
+    """Whether a new file that nothing is written to is put to use as it is."""
     keeps_listing: ClassVar[bool] = False
     """Whether the kernel may keep a directory's listing as long as its time stays as it is."""
 

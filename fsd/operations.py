@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 SIGNAL_SECONDS = 0.3
 """How often the readers of a stream are looked at."""
 READY = select.POLLIN | select.POLLOUT
+_GONE_AGAIN = "it was made, and removed by another process at once"
 _TRUNCATE_ONLY = ("update_mode", "update_uid", "update_gid")
 
 
@@ -174,7 +175,7 @@ class Operations(pyfuse3.Operations):
         if child is None:
             child = await self._call(parent, parent.kind.lookup, _entry_name(name))
         if child is None:
-            raise FUSEError(errno.ESTALE)
+            parent.refuse(errno.ESTALE, _GONE_AGAIN)
         return await self._entry(child)
 
     async def rmdir(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
@@ -227,6 +228,7 @@ class Operations(pyfuse3.Operations):
         parent = self._node(parent_inode)
         node = await self._work(parent.kind.create, parent, _entry_name(name), True)
         opened = await self._opened(node, self.inodes.number(node), flags, ctx)
+        opened.fresh = opened.sink is not None and node.kind.takes_empty
         entry = await self._entry(node)
         return FileInfo(fh=self._open(opened), direct_io=True), entry
 
@@ -246,14 +248,15 @@ class Operations(pyfuse3.Operations):
         await self._work(parent.kind.symlink, parent, entry, os.fsdecode(target))
         child = await self._call(parent, parent.kind.lookup, entry)
         if child is None:
-            raise FUSEError(errno.ESTALE)
+            parent.refuse(errno.ESTALE, _GONE_AGAIN)
         return await self._entry(child)
 
     async def link(
         self, inode: InodeT, new_parent_inode: InodeT, new_name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
         """Synthetic files have one name."""
-        raise FUSEError(errno.EPERM)
+        why = "an entry has one name; further names are lines of 'names', those of images symlinks too"
+        self._node(inode).refuse(errno.EPERM, why)
 
     # -- files ---------------------------------------------------------------------------------
 
@@ -273,7 +276,7 @@ class Operations(pyfuse3.Operations):
         opened.impatient = bool(flags & os.O_NONBLOCK)
         if flags & os.O_ACCMODE != os.O_RDONLY:
             opened.sink = await self._call(node, node.kind.open_sink)
-        if flags & os.O_ACCMODE != os.O_WRONLY:
+        if flags & os.O_ACCMODE == os.O_RDONLY or (flags & os.O_ACCMODE == os.O_RDWR and _readable(node)):
             opened.content = await self._call(node, node.kind.open_content)
         return opened
 
@@ -388,7 +391,7 @@ class Operations(pyfuse3.Operations):
         try:
             return self.inodes.node(inode)
         except KeyError:
-            raise FUSEError(errno.ESTALE) from None
+            raise OSError(errno.ESTALE, "what this entry showed is gone; look it up again") from None
 
     async def _call(self, node: Node, method: Callable[..., Any], *args: Any) -> Any:
         if node.kind.blocking:
@@ -450,6 +453,11 @@ async def _next_bytes(stream: Stream, size: int, pid: int, *, wait: bool) -> byt
             raise FUSEError(errno.EINTR)
 
 
+def _readable(node: Node) -> bool:
+    """Tools open what they make for both, as mkstemp(3) does, also where nothing can be read."""
+    return bool(node.kind.mode & stat.S_IRUSR)
+
+
 def _list_entries(node: Node) -> list[tuple[str, Node]]:
     return list(node.kind.entries(node))
 
@@ -457,5 +465,5 @@ def _list_entries(node: Node) -> list[tuple[str, Node]]:
 def _entry_name(name: bytes) -> str:
     """A name as text; the kernel lets FUSE have up to 1,024 bytes, other file systems 255."""
     if len(name) > NAME_MAX:
-        raise FUSEError(errno.ENAMETOOLONG)
+        raise OSError(errno.ENAMETOOLONG, f"a name has at most {NAME_MAX} bytes, this one has {len(name)}")
     return os.fsdecode(name)

@@ -7,13 +7,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from fsd import control
-from fsd.nodes import DirectoryKind, Node
+from fsd.nodes import Directory, DirectoryKind, Node
 from fsd.site import ContainerSubject, PartSubject
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fsd.nodes import Kind
+
+
+@dataclass(frozen=True)
+class SnapshotDirectory(Directory):
+    """One snapshot.
+
+    It is known by its name: after ``mv`` the kernel would take the old one's entry for the new one's, so each
+    path through it is asked for.
+    """
+
+    keep_name = 0.0
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,12 @@ class Table(DirectoryKind):
         names = self._names(node)
         control.make(names.site, names.table, names.join(name))
 
+    def create(self, node: Node, name: str, regular: bool) -> Node:
+        """Objects are directories."""
+        images = self.table == "images"
+        way = "copy an archive to images/.import/" if images else f"mkdir makes a {self.table[:-1]}"
+        node.refuse(errno.EPERM, f"{name!r}: files can be made below a rootfs only; {way}")
+
     def symlink(self, node: Node, name: str, target: str) -> None:
         """Give an image a further name."""
         names = self._names(node)

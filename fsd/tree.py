@@ -42,7 +42,7 @@ from fsd.removed import (
     what,
 )
 from fsd.site import Site, Subject
-from fsd.snapshots import SnapshotTable
+from fsd.snapshots import SnapshotDirectory, SnapshotTable
 from fsd.tables import Table
 from store.locks import locks
 
@@ -111,7 +111,7 @@ IMAGE = Directory(
     present={"rootfs": lambda s: bool(s.record.layer), "changes": lambda s: bool(s.record.layer)},
 )
 
-SNAPSHOT = Directory(
+SNAPSHOT = SnapshotDirectory(
     {
         "created": Text(r.snapshot_created),
         "reason": Text(r.snapshot_reason),

@@ -42,7 +42,7 @@ class Progress:
     bytes: int = 0
     doing: str = "receiving"
     ended: float | None = None
-    """When it ended, on the monotonic clock."""
+    """When it ended, on the monotonic clock; of one that has not begun yet, when it got its name."""
 
 
 class Uploads:
@@ -56,6 +56,7 @@ class Uploads:
     def begin(self, progress: Progress) -> None:
         """Show an upload from now on."""
         with self._lock:
+            progress.ended = None
             self._active.append(progress)
 
     def end(self, progress: Progress) -> None:
@@ -74,17 +75,17 @@ class Uploads:
     def name(self, name: str) -> Progress:
         """Make or renew the import ``name``."""
         with self._lock:
-            self._named[name] = Progress(what=f"images/.import/{name}")
+            self._named[name] = Progress(what=f"images/.import/{name}", ended=time.monotonic())
             return self._named[name]
 
     def named(self, name: str) -> Progress | None:
-        """The import of that name, until a minute after its end."""
+        """The import of that name, until a minute after its end, or for a minute if it never begins."""
         with self._lock:
             self._sweep()
             return self._named.get(name)
 
     def names(self) -> list[str]:
-        """Imports that have not ended."""
+        """Imports under way."""
         with self._lock:
             return [name for name, progress in self._named.items() if progress.ended is None]
 

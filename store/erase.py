@@ -7,11 +7,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from store import bigdata
-from store.errors import BigDataUnknown
+from store.errors import BigDataUnknown, InUse, StoreError
+from store.oci import config_key
 from store.records import Container, Image, Layer
 
 if TYPE_CHECKING:
     from store.store import Store
+
+
+def _needed(store: Store, image: Image) -> set[str]:
+    keys = {"manifest", f"manifest-{image.digest}"}
+    with suppress(StoreError):
+        keys.add(config_key(store, image))
+    return keys
 
 
 def remove_big_data(store: Store, record: Layer | Image | Container, key: str) -> None:
@@ -19,7 +27,11 @@ def remove_big_data(store: Store, record: Layer | Image | Container, key: str) -
 
     Raises:
         BigDataUnknown; LayerUnknown, ImageUnknown, ContainerUnknown: the object is gone; OSError
+        InUse: an image's manifest or configuration, without which no tool can use the image
     """
+    if isinstance(record, Image) and key in _needed(store, record):
+        label = record.names[0] if record.names else record.id[:12]
+        raise InUse(f"image {label} cannot be used without {key!r}; replace it, or remove the image itself")
     table = {Layer: "layers", Image: "images", Container: "containers"}[type(record)]
     modes: dict[str, Literal["w"]] = {table: "w"}
     with store.transaction(**modes) as tx:

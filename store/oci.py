@@ -210,19 +210,28 @@ def big_data(config: bytes, manifest: bytes) -> list[tuple[str, bytes]]:
 def config_document(store: Store, image: Image) -> tuple[bytes, dict[str, Any]]:
     """An image's configuration, as it is and parsed.
 
-    Its key is that of the image ID, which is its digest; images that other tools gave an ID of their own
-    name it in their manifest.
-
     Raises:
         BigDataUnknown: it has none; BadRecord: it is no JSON object
+    """
+    data = store.image_big_data(image.id, config_key(store, image))
+    return data, _object(data, "configuration", image)
+
+
+def config_key(store: Store, image: Image) -> str:
+    """The key of an image's configuration among its big data.
+
+    It is that of the image ID, which is its digest; images that other tools gave an ID of their own name it
+    in their manifest.
+
+    Raises:
+        BigDataUnknown: it has no manifest; BadRecord: that is no JSON object
     """
     key = f"sha256:{image.id}"
     if key not in image.big_data_names:
         manifest = _object(store.image_big_data(image.id, "manifest"), "manifest", image)
         config = manifest.get("config")
         key = str(config.get("digest")) if isinstance(config, dict) else key
-    data = store.image_big_data(image.id, key)
-    return data, _object(data, "configuration", image)
+    return key
 
 
 def history_of(document: Mapping[str, Any]) -> list[Step]:

@@ -380,6 +380,7 @@ def test_snapshots_are_taken_listed_renamed_and_removed(tree):
     assert not (snapshots / "first/rootfs/new").exists()
     assert (snapshots / "second/rootfs/new").read_text() == "x"
     os.rename(snapshots / "first", snapshots / "1st")
+    assert (snapshots / "1st/reason").read_text() == "manual\n"
     assert "1st" in os.listdir(snapshots)
     assert "first" not in os.listdir(snapshots)
     assert not (snapshots / "1st/rootfs/new").exists()

@@ -161,6 +161,31 @@ def test_import_of_something_else_fails_and_leaves_nothing(tree, btrfs_dir):
     assert sorted(os.listdir(tree.path / "layers")) == before
 
 
+def test_import_by_rsync_is_loaded_and_leaves_no_temporary_name(tree, btrfs_dir):
+    (btrfs_dir / "image.tar").write_bytes((tree.path / "images" / BASE / "image.tar").read_bytes())
+    (btrfs_dir / "bad.tar").write_bytes(_tar(hello="x"))
+    for archive, loads in (("bad.tar", False), ("image.tar", True)):
+        into = tree.path / "images/.import"
+        done = subprocess.run(
+            ["rsync", "-a", btrfs_dir / archive, f"{into}/"], capture_output=True, check=False
+        )
+        assert (done.returncode == 0) is loads, done.stderr
+        assert os.listdir(into) == []
+    assert "upload:" not in (tree.path / "control/status").read_text()
+
+
+def test_an_image_keeps_what_it_cannot_do_without(tree, podman):
+    place = tree.path / "images" / TOP / "big-data"
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    (place / "note").write_text("mine")
+    done = subprocess.run(["rm", "-rf", place], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "cannot be used without 'manifest'" in tree.errors()
+    after = {path.name: path.read_bytes() for path in place.iterdir()}
+    assert after == {name: data for name, data in before.items() if not name.startswith("signature-")}
+    podman("image", "inspect", TOP)
+
+
 def test_import_shows_in_status_while_it_is_written(tree):
     with open(tree.path / "images/.import/slow", "wb", buffering=0) as file:
         file.write(bytes(512))
