@@ -22,7 +22,7 @@ IMAGE := localhost/busybox:latest
 
 PACKAGES := btrfs-progs busybox-static fuse3 gcc kmod libc6-dev libfuse3-dev mount pkg-config python3-dev python3-venv
 TEST_PACKAGES := $(PACKAGES) acl attr bats buildah ca-certificates containers-storage crun debootstrap docker-registry \
-	docker.io fio fuse-overlayfs git podman rsync skopeo sqlite3 strace stress-ng vim xfsprogs
+	docker.io fio fuse-overlayfs git groff-base podman rsync skopeo sqlite3 strace stress-ng vim xfsprogs
 BUILD_SCRIPTS := $(wildcard drivers/_*_build.py fsd/plane/_*_build.py)
 GENERATED := $(BUILD_SCRIPTS:_build.py=.c)
 BUILD_SOURCES := $(filter-out $(GENERATED),$(wildcard drivers/*.c drivers/*.h drivers/*/*.c drivers/*/*.h fsd/plane/*.c fsd/plane/*.h))

@@ -1,6 +1,6 @@
-"""Help texts, ``fsd/CLI.md`` and the manual page, all made of the verbs.
+"""Help texts, ``fsd/CLI.md`` and the manual pages, all made of the verbs and of the mount helper's options.
 
-``python -m fsd.cli_docs`` writes the two files.
+``python -m fsd.cli_docs`` writes the three files.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from fsd.cli_arguments import GROUPS
 from fsd.cli_table import GLOBAL, Option, Verb
 from fsd.cli_verbs import BY_NAME, VERBS
+from fsd.mount_helper import FLAGS, IGNORED, IGNORED_BEGINNINGS, WORDS
 
 if TYPE_CHECKING:
     import argparse
@@ -38,6 +39,24 @@ STORAGE = "fsd storage … is the command line of containers-storage; fsd/STORAG
 WIDTH = 100
 REFERENCE = Path(__file__).with_name("CLI.md")
 MANUAL = Path(__file__).with_name("fsd.1")
+MOUNT_MANUAL = Path(__file__).with_name("mount.fuse.fsd.8")
+MOUNT_USAGE = (
+    "mount -t fuse.fsd SOURCE DIR [-o OPTION,...]",
+    "mount.fuse.fsd SOURCE DIR [-sfnv] [-o OPTION,...]",
+)
+MOUNT_TEXT = (
+    "mount(8) runs this helper for the file system type fuse.fsd, given to it or in a line of fstab. "
+    "It starts the daemon of fsd(1) and returns when the tree answers; umount ends the daemon.",
+    "SOURCE is a graphroot, or a word such as fsd for the store that storage.conf names. DIR is an empty "
+    "directory.",
+)
+MOUNT_EXAMPLES = (
+    "mount -t fuse.fsd fsd /mnt",
+    "mount -t fuse.fsd /var/lib/containers/storage /mnt -o allow_other",
+    "fsd /mnt fuse.fsd noauto,allow_other 0 0",
+)
+"""The last is a line of fstab."""
+MOUNT_CODES = (("0", "mounted"), ("1", "the arguments cannot be understood"), ("32", "not mounted"))
 
 
 def usage(verb: Verb) -> str:
@@ -177,6 +196,44 @@ def manual() -> str:
     return "".join(parts)
 
 
+def mount_help() -> str:
+    """What ``mount.fuse.fsd --help`` prints."""
+    usages = "".join(f"{'Usage:' if n == 0 else '      '} {text}\n" for n, text in enumerate(MOUNT_USAGE))
+    texts = "".join(map(_wrapped, MOUNT_TEXT))
+    codes = ", ".join(" ".join(code) for code in MOUNT_CODES)
+    return f"{usages}\n{texts}\nOptions:\n{_columns(_mount_options())}\nExit codes: {codes}.\n"
+
+
+def mount_manual() -> str:
+    """The text of ``fsd/mount.fuse.fsd.8``, in man(7)."""
+    parts = [
+        '.TH MOUNT.FUSE.FSD 8 "" "fsd" "System Administration"\n',
+        ".SH NAME\nmount.fuse.fsd \\- mount a container store as files\n",
+        ".SH SYNOPSIS\n",
+        "\n.br\n".join(f".B {_roff(text)}" for text in MOUNT_USAGE) + "\n",
+        ".SH DESCRIPTION\n",
+        "\n.PP\n".join(map(_roff, MOUNT_TEXT)) + "\n",
+        ".SH OPTIONS\n",
+        *(_item(name, text) for name, text in _mount_options()),
+        ".SH EXIT STATUS\n",
+        *(_item(code, text) for code, text in MOUNT_CODES),
+        ".SH EXAMPLES\n.nf\n",
+        *(f"{_roff(text)}\n" for text in MOUNT_EXAMPLES),
+        ".fi\n.SH SEE ALSO\nfsd(1), mount(8), fstab(5), containers-storage.conf(5)\n",
+    ]
+    return "".join(parts)
+
+
+def _mount_options() -> list[tuple[str, str]]:
+    """The options of the mount helper, with the help of the flags they stand for."""
+    flags = {name: option for option in (*GLOBAL, *BY_NAME["up"].options) for name in option.names}
+    rows = [(f"{key}={flags[flag].metavar}", flags[flag].help) for key, flag in FLAGS.items()]
+    rows += [(word, flags[flag].help) for word, flag in WORDS.items()]
+    rows.append(("ro", "refused: the tree takes commands by writes"))
+    accepted = ", ".join([*sorted(IGNORED), *(f"{beginning}..." for beginning in IGNORED_BEGINNINGS)])
+    return [*rows, ("generic options", f"accepted, and change nothing: {accepted}")]
+
+
 def _verb_manual(verb: Verb) -> str:
     rows = [(a.name, _with_choices(a.help, a.choices)) for a in verb.arguments]
     rows += [(o.shown, o.help) for o in verb.options]
@@ -198,3 +255,4 @@ def _roff(text: str) -> str:
 if __name__ == "__main__":
     REFERENCE.write_text(reference(), encoding="utf-8")
     MANUAL.write_text(manual(), encoding="utf-8")
+    MOUNT_MANUAL.write_text(mount_manual(), encoding="utf-8")

@@ -110,6 +110,11 @@ def _given(options: Sequence[str]) -> list[str]:
 
 def main() -> int:
     """Run the command line of this process; the exit code."""
+    if sys.argv[1:] in (["-h"], ["--help"]):
+        from fsd.cli_docs import mount_help
+
+        print(mount_help(), end="")
+        return MOUNTED
     try:
         words = command_line(sys.argv[1:])
     except Refused as error:

@@ -32,6 +32,18 @@ def rootfs(dirs, container):
 def test_reference_and_manual_are_what_the_table_gives():
     assert cli_docs.REFERENCE.read_text() == cli_docs.reference()
     assert cli_docs.MANUAL.read_text() == cli_docs.manual()
+    assert cli_docs.MOUNT_MANUAL.read_text() == cli_docs.mount_manual()
+
+
+@pytest.mark.parametrize("page", [cli_docs.MANUAL, cli_docs.MOUNT_MANUAL], ids=lambda page: page.name)
+def test_manual_page_is_installed_and_has_no_mistakes(page):
+    require("groff")
+    done = subprocess.run(
+        ["groff", "-man", "-Tutf8", "-ww", page], capture_output=True, text=True, check=True
+    )
+    assert "containers-storage.conf(5)" in done.stdout
+    assert done.stderr == ""
+    assert f'["fsd/{page.name}"]' in (page.parents[1] / "pyproject.toml").read_text()
 
 
 def test_every_verb_has_its_function_and_its_help():

@@ -54,6 +54,7 @@ PROBES: dict[str, Callable[[], bool]] = {
     "skopeo": _program("skopeo"),
     "containers-storage": _program("containers-storage"),
     "docker": _program("dockerd", "docker"),
+    "groff": lambda: shutil.which("groff") is not None,
 }
 
 
