@@ -15,7 +15,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 FSD_HOME ?= /var/lib/fsd
 MOUNTPOINT ?= /run/fsd
 GRAPHROOT := $(FSD_HOME)/storage
-RUNROOT := /run/containers/fsd
+RUNROOT ?= /run/containers/fsd
 STORAGE_CONF := $(FSD_HOME)/storage.conf
 FSD := $(SUDO) env CONTAINERS_STORAGE_CONF=$(STORAGE_CONF) $(abspath $(BIN))/fsd
 IMAGE := localhost/busybox:latest

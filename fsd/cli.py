@@ -67,7 +67,8 @@ def _main(argv: list[str]) -> int:
 
 def run(verb: Verb, args: argparse.Namespace) -> int:
     """Do what a verb does; its failures become text and exit code."""
-    _log(debug=args.debug)
+    if args.debug or verb.name == "up":  # a warning of any other is its text alone
+        _log(debug=args.debug)
     try:
         return int(verb.function()(args))
     except BrokenPipeError:
@@ -118,7 +119,7 @@ def find_verb(argv: list[str]) -> tuple[Verb | None, list[str]]:
             if word == "__complete":
                 return _COMPLETE, [*argv[:at], *argv[at + 1 :]]
             if word not in BY_NAME:
-                raise Usage(f"there is no command {word!r:.80}{_near(word)}; see fsd --help")
+                raise Usage(f"there is no command {word!r:.80}; {_instead(word)}see fsd --help")
             return BY_NAME[word], [*argv[:at], *argv[at + 1 :]]
         at += 1 + _takes_next(word)
     return None, argv
@@ -135,11 +136,27 @@ def _takes_next(word: str) -> bool:
     return bool(option.metavar) and word in option.names
 
 
-def _near(word: str) -> str:
+def _instead(word: str) -> str:
+    """What to do instead of a command that fsd does not have."""
+    if word in _RUNNING:
+        return "podman runs containers, on the same store; "
+    if word in _ELSEWHERE:
+        return f"{_ELSEWHERE[word]}; "
     from difflib import get_close_matches
 
     near = get_close_matches(word, BY_NAME, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
+_RUNNING = ("attach", "exec", "kill", "logs", "pause", "pod", "restart", "run", "start", "stop", "wait")
+_ELSEWHERE = {
+    "cp": "fsd cat prints one file, fsd export a tree, and in the mounted tree cp works both ways",
+    "ps": "fsd containers lists them",
+    "rmi": "fsd rm removes images too",
+    "system": "fsd df measures, fsd prune cleans up",
+    "volume": "podman keeps volumes",
+}
+"""What people type who know podman."""
 
 
 _COMPLETE = Verb(

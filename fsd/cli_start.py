@@ -233,7 +233,11 @@ def _prepare_mountpoint(mountpoint: Path) -> None:
     taken = mounts.mount_at(mountpoint)
     if taken is not None:
         raise MountError(f"{mountpoint} is a mountpoint already ({taken.fstype} of {taken.source})")
-    mountpoint.mkdir(parents=True, exist_ok=True)
+    try:
+        mountpoint.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        text = f"{mountpoint} is no directory; name one that is empty, or is not there yet"
+        raise MountError(text) from None
     if any(mountpoint.iterdir()):
         raise MountError(f"{mountpoint} is not empty: the mount would hide what is in it")
 

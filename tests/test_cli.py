@@ -261,6 +261,9 @@ def test_up_on_a_mountpoint_with_files_is_refused(small, point):
     assert done.returncode == 125
     assert "not empty" in done.stderr
     assert [entry.name for entry in point.iterdir()] == ["file"]
+    done = fsd(small, "up", point / "file", check=False)
+    assert done.returncode == 125
+    assert "is no directory" in done.stderr
 
 
 def test_up_after_the_daemon_was_killed_detaches_the_dead_mount(small, point):

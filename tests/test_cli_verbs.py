@@ -90,6 +90,16 @@ def test_wrong_verb_suggests_the_near_one(dirs):
 
 
 @pytest.mark.parametrize(
+    ("habit", "told"),
+    [("ps", "fsd containers"), ("run", "podman runs"), ("cp", "fsd cat"), ("system", "fsd df")],
+)
+def test_what_podman_has_and_fsd_has_not_is_told(dirs, habit, told):
+    done = fsd(dirs, habit, "x", check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert told in done.stderr
+
+
+@pytest.mark.parametrize(
     "argv",
     [
         ["rm"],
