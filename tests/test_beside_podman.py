@@ -1,4 +1,4 @@
-"""fsd and podman on one store at the same time, and a store of real size."""
+"""fsd and podman, buildah and skopeo on one store at the same time, and a store of real size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from tests.support.tools import StoreDirs, Tool
 
 IMAGE = "localhost/base:1"
-OPERATIONS = 200
+OPERATIONS = {"podman": 200, "buildah": 200, "skopeo": 100, "fsd": 200}
+"""How many each does, at least, beside the others."""
 BIG_TREE_ENTRIES = 50_000
 
 
@@ -48,6 +49,26 @@ def _list_external(podman: Tool) -> None:
         assert missing[1] not in podman("ps", "-aq", "--external", "--no-trunc", check=False).stdout
 
 
+def _buildah_round(buildah: Tool, number: int) -> int:
+    """Five buildah operations; returns how many."""
+    name = f"work{number}"
+    buildah("from", "--pull-never", "--name", name, IMAGE)
+    buildah("config", "--label", f"number={number}", name)
+    buildah("mount", name)
+    buildah("umount", name)
+    buildah("rm", name)
+    return 5
+
+
+def _skopeo_round(skopeo: Tool, directory: Path, number: int) -> int:
+    """Three skopeo operations; returns how many."""
+    layout = f"oci:{directory}/layout:{number}"
+    skopeo("copy", "-q", f"containers-storage:{IMAGE}", layout)
+    for image in (f"containers-storage:{IMAGE}", layout):
+        assert len(json.loads(skopeo("inspect", image).stdout)["Layers"]) == 1
+    return 3
+
+
 def _fsd_round(tree: Path, number: int) -> int:
     """Eight file operations on the tree, each a whole command; returns how many."""
     container = tree / "containers" / f"fsd{number}"
@@ -65,8 +86,10 @@ def _fsd_round(tree: Path, number: int) -> int:
     return 8
 
 
-def test_podman_and_fsd_change_one_store_at_once(
+def test_fsd_and_the_other_tools_use_one_store_at_once(
     podman: Tool,
+    buildah: Tool,
+    skopeo: Tool,
     containers_storage: Tool,
     rootfs_tar: Path,
     store_dirs: StoreDirs,
@@ -79,20 +102,23 @@ def test_podman_and_fsd_change_one_store_at_once(
     before = {kind: _listed(containers_storage, kind) for kind in ("layers", "images", "containers")}
     failures: list[str] = []
 
-    def loop(one_round: Callable[[int], int]) -> None:
+    def loop(tool: str, one_round: Callable[[int], int]) -> None:
         done = number = 0
         try:
-            while done < OPERATIONS:
+            while done < OPERATIONS[tool] and not failures:
                 done += one_round(number)
                 number += 1
         except BaseException:
             failures.append(traceback.format_exc())
 
     with mounted(store_dirs, btrfs_dir / "mnt") as serving:
-        workers = [
-            threading.Thread(target=loop, args=(lambda number: _podman_round(podman, number),)),
-            threading.Thread(target=loop, args=(lambda number: _fsd_round(serving.path, number),)),
-        ]
+        rounds: dict[str, Callable[[int], int]] = {
+            "podman": lambda number: _podman_round(podman, number),
+            "buildah": lambda number: _buildah_round(buildah, number),
+            "skopeo": lambda number: _skopeo_round(skopeo, btrfs_dir, number),
+            "fsd": lambda number: _fsd_round(serving.path, number),
+        }
+        workers = [threading.Thread(target=loop, args=one) for one in rounds.items()]
         for worker in workers:
             worker.start()
         for worker in workers:
