@@ -9,6 +9,9 @@ before. From the environment:
 - ``FSD_BENCH_SIDES``: sides beside native, by commas;
 - ``FSD_BENCH_HOME``: a directory whose disk is made by the first run and kept for those that follow;
 - ``FSD_BENCH_OPS=1``: show what the plane was asked in the last round.
+
+The row ``memory`` says what each daemon held when it began, what it holds once the kernel knows every
+entry of the tree, and how much that is for a node.
 """
 
 from __future__ import annotations
@@ -188,6 +191,25 @@ def _cell(times: dict[str, list[float]], name: str) -> str:
     return f"{statistics.median(times[name]):9.3f} {ratio:5.2f}x"
 
 
+def resident(mount: RootfsMount) -> int:
+    """KiB of the daemon's memory."""
+    status = Path(f"/proc/{mount.process.pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0])
+
+
+def memory(sides: dict[str, Side], before: dict[str, int]) -> None:
+    """Print what the daemons hold; ``before`` is the KiB they began with."""
+    for name, side in sides.items():
+        if side.mount is not None:
+            timed(_FIND, side.tree, side.work, cold=False)
+            held, nodes = resident(side.mount), side.mount.stats()["nodes"]
+            each = (held - before[name]) * 1024 / nodes
+            print(
+                f"{'memory':24} {name}: {before[name] / 1024:.1f} MiB at first, {held / 1024:.1f} MiB with "
+                f"{nodes:,} nodes, {each:.0f} bytes each (<= 80 MB and 200 bytes each)"
+            )
+
+
 def overlay(stack: ExitStack, home: Path, tree: Path) -> Path:
     """A fuse-overlayfs mount over the tree."""
     shutil.rmtree(home, ignore_errors=True)
@@ -274,7 +296,10 @@ def main(names: list[str]) -> int:
         sides = make_sides(stack, disk, home)
         print(f"{RUNS} rounds, {os.cpu_count()} processors")
         print(" " * 24, *(f"{name:>16}" for name in ("native", *ALL.split(","))), flush=True)
+        before = {name: resident(side.mount) for name, side in sides.items() if side.mount is not None}
         results = [measure(row, sides) for row in wanted]
+        if not names or "memory" in names:
+            memory(sides, before)
     return 0 if all(results) else 1
 
 
