@@ -63,6 +63,14 @@ ERRNOS: dict[type[BaseException], int] = {
     driver.IncompatibleFilesystem: errno.EOPNOTSUPP,
 }
 
+REMEDIES = {
+    errno.ENOSPC: "the filesystem of the graphroot is full: see control/prune/preview for what can go",
+    errno.EDQUOT: "a quota of the filesystem is used up: see the 'limit' of the container",
+    errno.EROFS: "the filesystem of the graphroot is mounted read-only",
+    errno.EIO: "the disk or the filesystem failed: see the kernel's log",
+}
+"""What can be done where the system itself refused."""
+
 
 def errno_of(exc: BaseException) -> int | None:
     """The errno of a known failure; ``None`` for a defect."""
@@ -162,8 +170,18 @@ def explain(exc: BaseException, operation: str) -> tuple[int, str]:
         log.error("unforeseen failure in %s", operation, exc_info=exc)
         return errno.EIO, f"{DEFECT}: {type(exc).__name__}: {exc}"
     if isinstance(exc, OSError):
-        return number, exc.strerror or str(exc) or os.strerror(number)
+        return number, _text(exc, number)
     return number, str(exc)
+
+
+def _text(exc: OSError, number: int) -> str:
+    """The text of a failure; where the system gave it, with the file it is about and what can be done."""
+    text = exc.strerror or str(exc)
+    if text not in ("", os.strerror(number)):
+        return text
+    place = f"{os.fsdecode(exc.filename)}: " if isinstance(exc.filename, str | bytes) else ""
+    remedy = f"; {REMEDIES[number]}" if number in REMEDIES else ""
+    return f"{place}{os.strerror(number)}{remedy}"
 
 
 def _single(exc: BaseException) -> BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import Any
 
 import pyfuse3
@@ -10,7 +11,7 @@ import pytest
 import trio
 
 from drivers import errors as driver_errors
-from fsd.errnos import ErrorRing, Failure, barrier, errno_of
+from fsd.errnos import ErrorRing, Failure, barrier, errno_of, explain
 from store import errors as store_errors
 
 
@@ -88,6 +89,19 @@ def test_barrier_failure_inside_a_nursery_keeps_its_errno():
 
 def test_barrier_plain_fuse_error_passes_unreported():
     assert _call("lookup", 1, b"x", None) == (errno.ENOENT, [])
+
+
+@pytest.mark.parametrize(
+    ("failure", "text"),
+    [
+        (OSError(errno.EPERM, "use rmdir"), "use rmdir"),
+        (OSError(errno.EBUSY, os.strerror(errno.EBUSY), "/g/x"), "/g/x: Device or resource busy"),
+        (OSError(errno.EBUSY, os.strerror(errno.EBUSY), 7), "Device or resource busy"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), b"/g"), "/g: No space left on device; the file"),
+    ],
+)
+def test_text_of_what_the_system_refused_says_where_and_what_to_do(failure, text):
+    assert explain(failure, "mkdir")[1].startswith(text)
 
 
 def test_ring_keeps_the_newest_and_finds_by_inode():
