@@ -15,6 +15,7 @@ from fsd.live import TABLES
 from fsd.tables import directory_key
 from fsd.watch import Watch
 from store.drafts import settings_of_images
+from store.forgetting import forget_gone
 from store.timer import ON_WRITE
 from store.watching import differing
 
@@ -55,6 +56,7 @@ async def follow(site: Site, inodes: Inodes, views: Views) -> None:
             nursery.start_soon(_every, often.expire, site.history.expire)
             nursery.start_soon(_every, often.expire, site.trash.expire)
             nursery.start_soon(_every, often.reap, site.orphans.reap_ours)
+            nursery.start_soon(_every, often.reap, functools.partial(forget_gone, site.history, site.trash))
             if site.timer.interval > 0:
                 nursery.start_soon(_follow_changes, site, views.bursts)
 

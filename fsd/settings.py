@@ -51,7 +51,7 @@ class BackgroundSettings:
     Attributes:
         expire: snapshots and trash go, as far as their own sections say.
         timer: it is looked whether the timer's snapshot of a container is due.
-        reap: content that is provably ours and that nothing names goes.
+        reap: content that is provably ours and that nothing names goes, with what is kept for it.
         sizes: what changed is measured again, for half a second at most.
     """
 

@@ -24,6 +24,7 @@
     orphans.py      content nothing names; prune.py removal in two steps; pins.py what nothing removes
     sizes.py        what objects hold and free; limits.py how much they may; timer.py hourly snapshots
     ballast.py      space to remove things on a full disk
+    forgetting.py   state of what other tools removed is let go
     state.py        fsd's own state, on state_db.py (SQLite) and state_schema.py (its columns)
     fill.py         the content of an empty container, from any source
     oci.py          images from root filesystems, on oci_config.py (documents) and blobs.py

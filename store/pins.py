@@ -15,7 +15,6 @@ from store.objects import find_object, split_snapshot
 from store.records import Container, Image, Layer
 
 if TYPE_CHECKING:
-    from store.catalog import Catalog
     from store.state import State
     from store.trash import Trash
 
@@ -70,16 +69,6 @@ class Pins:
         if self.is_pinned(kind, record.id):
             label = record.names[0] if record.names else record.id[:12]
             raise Pinned(f"{kind[:-1]} {label} is pinned; remove the pin to remove it")
-
-    def forget_gone(self, catalog: Catalog) -> list[tuple[str, str]]:
-        """Take away the pins of containers that no longer exist; returns them.
-
-        IDs of images and layers follow from their content, so their pins wait for them to come back.
-        """
-        gone = [pin for pin in self.all() if pin[0] == "containers" and catalog.container(pin[1]) is None]
-        for _, container_id in gone:
-            self.unpin("containers", container_id)
-        return gone
 
 
 def pin_object(trash: Trash, text: str, pinned: bool) -> tuple[str, str]:

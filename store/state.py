@@ -150,9 +150,15 @@ class State:
         rows = self._rows("SELECT number FROM views WHERE key = ?", [key])
         return int(rows[0]["number"]) if rows else self._db.write(lambda c: _new_view_number(c, key))
 
-    def drop_view(self, key: str) -> None:
-        """Free the number of a view that will not be shown again."""
-        self._execute("DELETE FROM views WHERE key = ?", [key])
+    def view_keys(self) -> list[str]:
+        """The keys of all views that have a number."""
+        return [row["key"] for row in self._rows("SELECT key FROM views ORDER BY number", [])]
+
+    def drop_views(self, keys: Iterable[str]) -> None:
+        """Free the numbers of views that will not be shown again."""
+        rows = [(key,) for key in keys]
+        if rows:
+            self._db.write(lambda c: c.executemany("DELETE FROM views WHERE key = ?", rows))
 
     # -- intents -------------------------------------------------------------------------------
 
@@ -259,6 +265,14 @@ class State:
             self._execute("DELETE FROM settings WHERE object = ? AND key = ?", [obj, key])
         else:
             self._execute("INSERT OR REPLACE INTO settings VALUES (?, ?, ?)", [obj, key, value])
+
+    def objects(self) -> list[str]:
+        """Everything settings, measures or bursts are kept for, as ``containers/<id>``; also what is gone."""
+        query = (
+            "SELECT object FROM settings UNION SELECT object FROM measures "
+            "UNION SELECT 'containers/' || container_id FROM bursts"
+        )
+        return [row["object"] for row in self._rows(query, [])]
 
     def forget_container(self, container_id: str) -> None:
         """Drop what is kept for a container that was deleted; its snapshots' rows stay."""

@@ -68,7 +68,7 @@ def test_view_numbers_past_the_last_one_reuse_those_that_were_freed(state: State
     with sqlite3.connect(state.path) as connection:
         connection.execute("INSERT INTO views VALUES (?, 'last')", [VIEW_NUMBERS - 1])
     connection.close()
-    state.drop_view("gone")
+    state.drop_views(["gone"])
     assert state.view_number("next") == freed
 
 
