@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 OLDEST_KERNEL = (5, 10)
 """The ioctls and mount options used here are all older."""
+TOLD_OF_CHANGES = (6, 16)
+"""With it, and as root, the kernel keeps what it knows of containers until somebody changes it."""
 PROGRAMS = {"mkfs.btrfs": "btrfs-progs", "btrfs": "btrfs-progs", "losetup": "mount", "fusermount3": "fuse3"}
 """Program and the Debian package that has it."""
 PEERS = ("podman", "buildah", "skopeo", "containers-storage")
@@ -58,6 +60,13 @@ def _kernel() -> Iterator[Finding]:
         level="bad" if old else "ok",
         text=release,
         remedy="use Linux 5.10 or later" if old else "",
+    )
+    told = numbers >= TOLD_OF_CHANGES and os.geteuid() == 0
+    yield Finding(
+        subject="coherence",
+        level="ok" if told else "note",
+        text="told of changes by the filesystem" if told else "asks every second what others changed",
+        remedy="" if told else "Linux 6.16 or later, as root",
     )
     known = Path("/proc/filesystems").read_text(encoding="ascii").split()
     for name in ("btrfs", "fuse"):

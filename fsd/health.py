@@ -43,6 +43,14 @@ def _data_plane(site: Site) -> Iterator[Finding]:
         text="on" if now.passthrough else "off, every read and write of a file goes through fsd",
         remedy="it needs Linux 6.9 and CAP_SYS_ADMIN",
     )
+    yield Finding(
+        subject="coherence",
+        ok=not now.unwatched,
+        text=f"{now.unwatched} views are asked for again every second, so they are slower"
+        if now.unwatched
+        else "the filesystem tells what others change",
+        remedy="it needs Linux 6.16, CAP_SYS_ADMIN, and the real path on btrfs, ext4 or xfs",
+    )
 
 
 def _waiting(site: Site) -> Iterator[Finding]:

@@ -24,6 +24,10 @@ static void read_capabilities(struct worker *w) {
 }
 
 void creds_start(struct worker *w) {
+    struct plane *p = w->plane;
+    unsigned at = atomic_fetch_add(&p->own_tid_count, 1);
+    if (at < OWN_TIDS)
+        atomic_store(&p->own_tids[at], gettid());
     unshare(CLONE_FS); /* a umask of our own */
     prctl(PR_SET_SECUREBITS, prctl(PR_GET_SECUREBITS) | SECBIT_NO_SETUID_FIXUP);
     read_capabilities(w);

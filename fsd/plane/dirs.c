@@ -36,7 +36,7 @@ int do_opendir(struct request *r) {
         return -ESTALE;
     memset(out, 0, sizeof *out);
     out->fh = OURS;
-    if (node->tree->export->flags & FSD_FROZEN) /* elsewhere each listing brings fresh attributes along */
+    if (may_keep(r->plane, r->changes, node)) /* elsewhere each listing brings fresh attributes along */
         out->open_flags = FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE;
     node_put(r->plane, node);
     return sizeof *out;
@@ -101,7 +101,7 @@ static int put_one(struct listing *list, const struct raw_entry *raw) {
     int error = child_at(list, raw, &child);
     if (error)
         return error == -ENOENT || error == -ESTALE ? 1 : error;
-    put_entry(child.node, &child.info, (struct fuse_entry_out *)at);
+    put_entry(list->r->plane, list->r->changes, child.node, &child.info, (struct fuse_entry_out *)at);
     put_dirent(dirent, child.node->id, raw, length);
     list->used += whole;
     node_count(list->r->plane, child.node);

@@ -91,7 +91,9 @@ int fsd_exchange(plane *p, uint32_t number, const char *path) {
         struct export *ex = export_find(p, number);
         error = ex ? can_exchange(ex) ? 0 : -EOPNOTSUPP : -ENOENT;
         if (!error) {
+            tree_unwatch(p, ex->trees);
             go_over(ex, &next, &tree);
+            tree_watch(p, ex->trees);
             fd_drop_export(p, ex);
             root = ex->pinned_root;
             node_hold(root);

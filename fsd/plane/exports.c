@@ -115,9 +115,10 @@ struct tree *tree_of(struct export *ex, const struct handle *root) {
     return NULL;
 }
 
-static void export_free(struct export *ex) {
+static void export_free(struct plane *p, struct export *ex) {
     for (struct tree *tree = ex->trees, *next; tree; tree = next) {
         next = tree->next;
+        tree_unwatch(p, tree);
         free(tree);
     }
     if (ex->mount >= 0)
@@ -140,7 +141,7 @@ static void export_remove(struct plane *p, struct export *ex) {
         at = &(*at)->next;
     if (*at)
         *at = ex->next;
-    export_free(ex);
+    export_free(p, ex);
 }
 
 /* The last node of a withdrawn export takes the export with it. */
@@ -219,9 +220,12 @@ static int revive(struct plane *p, struct export *ex, uint32_t flags, uint64_t o
     int error = atomic_load(&ex->gone) ? -ESTALE : ex->live ? 0 : pin_root(p, ex);
     if (error)
         return error;
+    bool thaws = ex->flags & ~flags & FSD_FROZEN, freezes = ~ex->flags & flags & FSD_FROZEN;
     ex->flags = flags;
     ex->owner = owner;
     ex->live = true;
+    for (struct tree *tree = ex->trees; tree && (thaws || freezes); tree = tree->next)
+        thaws ? tree_watch(p, tree) : tree_unwatch(p, tree);
     return 0;
 }
 
@@ -241,6 +245,7 @@ int64_t fsd_export(plane *p, const char *path, uint32_t number, uint32_t flags, 
         atomic_store(&ex->armed, (flags & FSD_GATED) != 0);
         error = pin_root(p, ex);
         ex->live = !error;
+        tree_watch(p, ex->trees);
         ex->next = p->exports;
         p->exports = ex;
     }
@@ -322,6 +327,17 @@ static void let_go(struct plane *p, struct export *ex) {
     nodes_unpin(p, ex);
 }
 
+/* The kernel keeps attributes for good: tell it later of every node, so that it gets to know that it is gone. */
+static void forget_nodes(struct plane *p, const struct export *ex) {
+    for (int shard = 0; shard < SHARDS; shard++) {
+        size_t count = 0;
+        uint64_t *ids = node_ids(p, shard, ex, &count);
+        for (size_t i = 0; i < count; i++)
+            notify_inval_inode(p, ids[i]);
+        free(ids);
+    }
+}
+
 /* Look for exports whose directory was deleted. Their numbers, at most `room` of them; how many. */
 int fsd_sweep(plane *p, uint32_t *numbers, int room) {
     int found = 0;
@@ -329,6 +345,7 @@ int fsd_sweep(plane *p, uint32_t *numbers, int room) {
     for (struct export *ex = p->exports; ex && found < room; ex = ex->next)
         if (!atomic_load(&ex->gone) && is_deleted(ex)) {
             let_go(p, ex);
+            forget_nodes(p, ex);
             numbers[found++] = ex->number;
         }
     pthread_rwlock_unlock(&p->exports_lock);

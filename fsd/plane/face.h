@@ -43,6 +43,7 @@ typedef struct {
     int descriptors;
     int passthrough;
     int spin;
+    int quiet;
     const char *noise;
 } fsd_settings;
 
@@ -61,6 +62,9 @@ typedef struct {
     uint64_t spins;
     uint64_t malformed;
     uint64_t searches;
+    uint64_t watched;
+    uint64_t unwatched;
+    uint64_t lost;
     uint64_t operations[64];
     int passthrough;
     int ended;

@@ -46,7 +46,8 @@ static uint64_t file_add(struct plane *p, struct node *node, int fd, uint32_t fl
     if (!file)
         return 0;
     node_hold(node);
-    *file = (struct file){.node = node, .flags = flags};
+    *file = (struct file){.node = node, .flags = flags, .writes = (flags & O_ACCMODE) != O_RDONLY};
+    atomic_fetch_add(&node->writers, file->writes);
     atomic_init(&file->fd, fd);
     atomic_init(&file->refs, 1);
     pthread_mutex_lock(&p->files_lock);
@@ -58,6 +59,7 @@ static uint64_t file_add(struct plane *p, struct node *node, int fd, uint32_t fl
     }
     pthread_mutex_unlock(&p->files_lock);
     if (!fh) {
+        atomic_fetch_sub(&node->writers, file->writes);
         node_put(p, node);
         free(file);
         return 0;
@@ -127,6 +129,8 @@ void file_put(struct plane *p, struct file *file) {
     if (atomic_fetch_sub(&file->refs, 1) != 1)
         return;
     leave_mode(p, file);
+    if (file->writes)
+        atomic_fetch_sub(&file->node->writers, 1);
     if (file->fd != UNOPENED)
         close(file->fd);
     node_put(p, file->node);
@@ -160,6 +164,14 @@ void files_free(struct plane *p) {
 static bool reads_frozen(const struct node *node, uint32_t flags) {
     return (node->tree->export->flags & (FSD_FROZEN | FSD_SEALED)) == FSD_FROZEN &&
            (flags & O_ACCMODE) == O_RDONLY && !(flags & O_TRUNC);
+}
+
+/* Whether it may be until the file is opened again, when it is looked at: it was left alone so long that no page
+   of it is dirty through a mapping, so the next write changes its times (proc_sys_vm(5), dirty_expire_centisecs
+   is 30 s). What is being written goes better through the kernel's one copy of it. */
+static bool reads_quiet(const struct plane *p, const struct node *node, uint32_t flags, const struct statx *info) {
+    return atomic_load(&node->tree->told) && !(node->tree->export->flags & FSD_SEALED) &&
+           (flags & O_ACCMODE) == O_RDONLY && !(flags & O_TRUNC) && age_of(info) >= p->quiet;
 }
 
 static int32_t open_backing(struct request *r, int fd) {
@@ -245,6 +257,8 @@ static void store_once(struct request *r, struct file *file, size_t size) {
     if (alone && size && size <= STORED)
         store(r, node, file->fd, size);
     node->settled = true;
+    if (atomic_load(&r->plane->changes) != r->changes) /* perhaps that of this file, before it was stored */
+        notify_inval_inode(r->plane, node->id);
     pthread_mutex_unlock(node_store_lock(r->plane, node));
 }
 
@@ -258,6 +272,8 @@ static int open_unopened(struct request *r, struct node *node, uint32_t flags) {
         return -ENOMEM;
     out->open_flags = FOPEN_NOFLUSH | FOPEN_KEEP_CACHE;
     enter_mode(r, file, true, out);
+    if (file->passed) /* it was opened for writing meanwhile */
+        out->open_flags &= ~(uint32_t)FOPEN_KEEP_CACHE;
     return sizeof *out;
 }
 
@@ -268,23 +284,35 @@ static void set_cache_flags(struct request *r, struct file *file, const struct s
     struct node *node = file->node;
     uint64_t state = state_of(info);
     pthread_mutex_lock(node_lock(r->plane, node));
-    bool known = node->seen == state || (node->settled && reads_frozen(node, file->flags));
+    bool known = node->seen == state || (node->settled && (file->settles || reads_frozen(node, file->flags)));
     if (file->cached && known) /* the kernel refuses it with passthrough */
         out->open_flags |= FOPEN_KEEP_CACHE;
     node->seen = state;
     pthread_mutex_unlock(node_lock(r->plane, node));
 }
 
+/* A file that others may change: what was stored of it is of no use once it did. */
+static void notice(struct plane *p, struct node *node, const struct statx *info) {
+    pthread_mutex_lock(node_lock(p, node));
+    if (node->seen != state_of(info))
+        node->settled = false;
+    pthread_mutex_unlock(node_lock(p, node));
+}
+
 /* Take over the descriptor of a file just opened, and fill in the answer. */
 int file_opened(struct request *r, struct node *node, int fd, uint32_t flags, const struct statx *info,
                 struct plane_open_out *out) {
     struct file *file = NULL;
-    bool settles = reads_frozen(node, flags) && info->stx_size <= SMALL;
+    bool frozen = reads_frozen(node, flags);
+    bool settles = info->stx_size <= SMALL && (frozen || reads_quiet(r->plane, node, flags, info));
     uint64_t fh = file_add(r->plane, node, fd, flags, &file);
     if (!fh) {
         close(fd);
         return -ENOMEM;
     }
+    file->settles = settles;
+    if (!frozen)
+        notice(r->plane, node, info);
     *out = (struct plane_open_out){.fh = fh, .open_flags = FOPEN_NOFLUSH};
     enter_mode(r, file, settles, out);
     if (settles && file->cached) {
@@ -312,10 +340,32 @@ static int open_node(struct request *r, struct node *node, uint32_t flags) {
     int error = stat_fd(fd, &info);
     if (!error && !info.stx_nlink && node->pin < 0 && !node->data)
         error = -ESTALE; /* removed on the real path: let the kernel look its name up anew */
-    if (!error)
-        return file_opened(r, node, fd, flags, &info, (struct plane_open_out *)r->out);
-    close(fd);
-    return error;
+    if (error) {
+        close(fd);
+        return error;
+    }
+    int result = file_opened(r, node, fd, flags, &info, (struct plane_open_out *)r->out);
+    if ((flags & O_ACCMODE) != O_RDONLY && atomic_load(&node->tree->told))
+        notify_inode_now(r->plane, node->id, false); /* its attributes change without a word now */
+    return result;
+}
+
+/* Whether the kernel has the data of a file, and it is what is there. */
+static bool is_unchanged(struct request *r, struct node *node, uint32_t flags) {
+    struct statx info;
+    struct fdref ref;
+    if (!node->settled || !node->tree->export->live || node->writers)
+        return false;
+    if (reads_frozen(node, flags))
+        return true;
+    if (fd_of(r->plane, node, &ref) < 0)
+        return false;
+    bool quiet = !stat_fd(ref.fd, &info) && info.stx_nlink && reads_quiet(r->plane, node, flags, &info);
+    fd_release(r->plane, &ref);
+    pthread_mutex_lock(node_lock(r->plane, node));
+    bool same = quiet && node->seen == state_of(&info);
+    pthread_mutex_unlock(node_lock(r->plane, node));
+    return same;
 }
 
 int do_open(struct request *r) {
@@ -328,7 +378,7 @@ int do_open(struct request *r) {
         result = -EINVAL;
     else if ((in->flags & O_ACCMODE) != O_RDONLY || in->flags & O_TRUNC)
         result = gate_node(r, node);
-    if (!result && node->settled && node->tree->export->live && reads_frozen(node, in->flags))
+    if (!result && is_unchanged(r, node, in->flags))
         result = open_unopened(r, node, in->flags);
     else if (!result)
         result = open_node(r, node, in->flags);

@@ -149,12 +149,13 @@ static bool correct_entry(struct plane *p, struct fuse_entry_out *entry) {
     struct statx info;
     struct node *node;
     uint64_t valid = entry->entry_valid;
+    unsigned changes = atomic_load(&p->changes);
     uint32_t rest = entry->entry_valid_nsec;
     if (!(entry->nodeid & OURS))
         return true;
     if (!stat_root(p, entry->nodeid, &info, &node))
         return false;
-    put_entry(node, &info, entry);
+    put_entry(p, changes, node, &info, entry);
     entry->entry_valid = valid;
     entry->entry_valid_nsec = rest;
     node_count(p, node);

@@ -49,8 +49,11 @@ static int nested(struct request *r, struct export *ex, const struct handle *roo
     struct plane *p = r->plane;
     pthread_rwlock_wrlock(&p->exports_lock);
     *tree = tree_of(ex, root);
-    if (*tree && (*tree)->device != device_of(info))
+    if (*tree && (*tree)->device != device_of(info)) {
+        tree_unwatch(p, *tree);
         tree_describe(*tree, root, info);
+        tree_watch(p, *tree);
+    }
     pthread_rwlock_unlock(&p->exports_lock);
     return *tree ? 0 : park_for_number(r, ex, root);
 }
@@ -111,7 +114,7 @@ int do_lookup(struct request *r) {
         fd_release(r->plane, &ref);
         if (!result)
             result = reply_entry(r, &child);
-        else if (result == -ENOENT && parent->tree->export->flags & FSD_FROZEN)
+        else if (result == -ENOENT && may_keep(r->plane, r->changes, parent))
             result = negative(r);
     }
     node_put(r->plane, parent);

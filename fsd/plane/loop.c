@@ -152,6 +152,7 @@ void handle_request(struct worker *w, unsigned char *message, size_t length, boo
                         .arg = message + sizeof *in,
                         .length = length - sizeof *in,
                         .out = w->output + sizeof(struct fuse_out_header),
+                        .changes = atomic_load(&p->changes),
                         .passed_gate = passed_gate};
     uint64_t unique = in->unique;
     atomic_fetch_add(&p->operations[in->opcode < 64 ? in->opcode : 0], 1);
@@ -283,7 +284,7 @@ static int start_one(struct plane *p, void *(*main)(void *)) {
 int loop_start(struct plane *p) {
     sigset_t all, before;
     int error = 0;
-    p->workers = calloc((size_t)p->threads + 3, sizeof *p->workers);
+    p->workers = calloc((size_t)p->threads + 4, sizeof *p->workers);
     if (!p->workers)
         return -ENOMEM;
     sigfillset(&all);
@@ -294,6 +295,8 @@ int loop_start(struct plane *p) {
         error = start_one(p, runner_main);
     if (!error)
         error = start_one(p, notifier_main);
+    if (!error)
+        error = start_one(p, namer_main);
     if (!error)
         error = start_one(p, watchman_main);
     if (!error)
@@ -317,5 +320,6 @@ void loop_stop(struct plane *p) {
         pthread_join(p->workers[i], NULL);
     if (p->pump_started)
         pthread_join(p->pump, NULL);
+    watches_stop(p);
     free(p->workers);
 }

@@ -255,7 +255,7 @@ static int create(struct request *r, struct place *place, const char *name, cons
         close(fd);
         return result;
     }
-    put_entry(child.node, &child.info, entry);
+    put_entry(r->plane, r->changes, child.node, &child.info, entry);
     node_count(r->plane, child.node);
     result = file_opened(r, child.node, fd, in->flags, &child.info, out);
     if (result < 0)

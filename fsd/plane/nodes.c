@@ -332,6 +332,23 @@ void nodes_unpin(struct plane *p, const struct export *ex) {
     }
 }
 
+/* The ids of a shard's nodes in an export, or in all of which changes made elsewhere are told; the caller frees
+   them. Files among them have to be looked at again when they are opened. */
+uint64_t *node_ids(struct plane *p, int shard, const struct export *ex, size_t *count) {
+    struct shard *among = &p->shards[shard];
+    pthread_mutex_lock(&among->lock);
+    uint64_t *ids = malloc((among->count + 1) * sizeof *ids);
+    *count = 0;
+    for (size_t at = 0; ids && at < among->size; at++)
+        for (struct node *node = among->buckets[at]; node; node = node->next)
+            if (ex ? node->tree->export == ex : atomic_load(&node->tree->told)) {
+                node->settled = false;
+                ids[(*count)++] = node->id;
+            }
+    pthread_mutex_unlock(&among->lock);
+    return ids;
+}
+
 static void free_tables(struct plane *p) {
     for (int i = 0; i < SHARDS; i++) {
         free(p->shards[i].buckets);

@@ -24,6 +24,7 @@ static int init(struct plane *p, const fsd_settings *settings) {
     p->socket = settings->socket;
     p->threads = settings->threads < 1 ? 1 : settings->threads;
     p->spin_max = settings->spin;
+    p->quiet = settings->quiet;
     p->want_passthrough = settings->passthrough;
     p->own_uid = geteuid();
     p->own_gid = getegid();
@@ -43,6 +44,8 @@ static int init(struct plane *p, const fsd_settings *settings) {
         error = fds_init(p, settings->descriptors);
     if (!error)
         error = ahead_start(p);
+    if (!error)
+        error = watches_start(p);
     return p->event_fd < 0 || p->stop_fd < 0 || p->pump_fd < 0 ? -EMFILE : error;
 }
 
@@ -60,6 +63,7 @@ static void release(struct plane *p) {
         drop_root(ex, p);
     nodes_free(p);
     exports_free(p);
+    watches_free(p);
     fds_free(p);
     forward_free(p);
     notify_free(p);
@@ -119,6 +123,15 @@ static uint64_t count_exports(struct plane *p) {
     return count;
 }
 
+/* Trees that others may change, and of which changes are told or not. */
+static void count_watched(struct plane *p, fsd_stats *stats) {
+    pthread_rwlock_rdlock(&p->exports_lock);
+    for (struct export *ex = p->exports; ex; ex = ex->next)
+        for (struct tree *tree = ex->trees; tree && ex->live && !(ex->flags & FSD_FROZEN); tree = tree->next)
+            ++*(atomic_load(&tree->told) ? &stats->watched : &stats->unwatched);
+    pthread_rwlock_unlock(&p->exports_lock);
+}
+
 void fsd_stats_read(plane *p, fsd_stats *stats) {
     *stats = (fsd_stats){.requests = atomic_load(&p->requests),
                          .forwarded = atomic_load(&p->forwarded),
@@ -134,10 +147,12 @@ void fsd_stats_read(plane *p, fsd_stats *stats) {
                          .spins = atomic_load(&p->spins),
                          .malformed = atomic_load(&p->malformed),
                          .searches = atomic_load(&p->searches),
+                         .lost = atomic_load(&p->lost),
                          .passthrough = atomic_load(&p->passthrough),
                          .ended = atomic_load(&p->ended),
                          .threads = p->threads,
                          .minor = p->minor};
+    count_watched(p, stats);
     for (int i = 0; i < 64; i++)
         stats->operations[i] = atomic_load(&p->operations[i]);
 }

@@ -86,6 +86,9 @@ struct tree {
     _Atomic uint32_t serial; /* another one when it means another subvolume */
     atomic_int settled;      /* enum settling */
     struct handle root;
+    struct watch *watch;  /* tells of changes made elsewhere; under the lock of the watches */
+    struct tree *watched; /* the next in its row there */
+    atomic_bool told;     /* watch is set: the kernel may keep what it is answered */
 };
 
 /* How an inode's data is open just now. */
@@ -113,6 +116,8 @@ struct node {
     bool root;     /* of an export */
     bool detached; /* no longer in the table */
     atomic_bool settled; /* a small file nobody changes, opened before: its data was stored */
+    atomic_uint writers; /* open files of the mount that may write */
+    atomic_bool written; /* somebody elsewhere wrote to it and has it open still */
 };
 
 struct shard {
@@ -141,7 +146,7 @@ struct file {
     uint32_t flags;
     uint32_t generation;
     atomic_uint refs;
-    bool passed, cached;
+    bool passed, cached, writes, settles;
 };
 
 struct parked {
@@ -169,6 +174,16 @@ struct queued {
     unsigned char bytes[];
 };
 
+enum mail { NOTICES, NAMES, MAILBOXES };
+
+/* Messages to the kernel that a thread of its own sends, in order. */
+struct mailbox {
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    struct queued *first, *last;
+    atomic_long busy_since; /* when it began to send what it is sending; 0: nothing */
+};
+
 struct denied {
     uint32_t pid, order; /* order: the larger, the later; 0 is a free place */
     uint64_t started, owner;
@@ -177,10 +192,11 @@ struct denied {
 #define PENDING_BUCKETS 256
 #define DENIED_MAX 1024
 #define DENIED_WAYS 8
+#define OWN_TIDS 64
 
 struct plane {
     int device, socket, event_fd, stop_fd, pump_fd;
-    int threads, spin_max;
+    int threads, spin_max, quiet;
     bool want_passthrough;
     atomic_bool stopping;
     atomic_bool ended;
@@ -216,10 +232,15 @@ struct plane {
     struct pending *pending[PENDING_BUCKETS];
     pthread_mutex_t queue_lock;
     struct queued *queue, *last_queued;
-    pthread_mutex_t notify_lock;
-    pthread_cond_t notify_wake;
-    struct queued *notices, *last_notice;
     struct scan *scan;
+    struct mailbox mail[MAILBOXES];
+    struct watches *watches;
+    pthread_t watcher;
+    bool watcher_started;
+    atomic_ulong lost;   /* how often more changed than could be followed */
+    atomic_uint changes; /* counts changes made elsewhere, before the kernel is told of them */
+    atomic_int own_tids[OWN_TIDS];
+    atomic_uint own_tid_count;
     pthread_mutex_t turn_lock;
     pthread_cond_t turn_free, watch_wake;
     struct worker *_Atomic reader; /* whose turn it is */
@@ -238,6 +259,7 @@ struct request {
     unsigned char *arg; /* what follows the header */
     size_t length;      /* of arg, bytes */
     unsigned char *out; /* room for an answer's payload, BUFFER_SIZE bytes less the header */
+    unsigned changes;   /* how many were made elsewhere when it came */
     bool passed_gate;
     bool done; /* what was asked for has happened, so it must not be done again */
 };
@@ -268,6 +290,7 @@ void node_rename(struct plane *p, struct node *node, struct node *parent, const 
 void node_name(struct plane *p, struct node *node, char *name);
 void node_pin(struct plane *p, struct node *node, int fd);
 void nodes_unpin(struct plane *p, const struct export *ex);
+uint64_t *node_ids(struct plane *p, int shard, const struct export *ex, size_t *count);
 uint64_t tree_id(const struct tree *tree, uint64_t inode);
 pthread_mutex_t *node_lock(struct plane *p, const struct node *node);
 pthread_mutex_t *node_store_lock(struct plane *p, const struct node *node);
@@ -314,7 +337,10 @@ void child_drop(struct request *r, struct child *child);
 
 /* reply.c */
 void put_attr(struct fuse_attr *attr, uint64_t id, const struct statx *info);
-void put_entry(const struct node *node, const struct statx *info, struct fuse_entry_out *entry);
+void put_entry(const struct plane *p, unsigned changes, const struct node *node, const struct statx *info,
+               struct fuse_entry_out *entry);
+bool may_keep(const struct plane *p, unsigned changes, const struct node *node);
+int64_t age_of(const struct statx *info);
 int reply_entry(struct request *r, struct child *child);
 int reply_attr(struct request *r, const struct node *node, const struct statx *info);
 void reply_send(struct plane *p, uint64_t unique, unsigned char *buffer, int result);
@@ -384,8 +410,19 @@ void notify_free(struct plane *p);
 bool notify_later(struct plane *p, const void *message, size_t length);
 void notify_inval_entry(struct plane *p, uint64_t parent, const char *name);
 void notify_inval_inode(struct plane *p, uint64_t id);
+void notify_name_gone(struct plane *p, uint64_t parent, const char *name);
+int notify_inode_now(struct plane *p, uint64_t id, bool data);
 void notify_ask_again(struct plane *p);
+bool notify_names_stuck(struct plane *p);
 void *notifier_main(void *argument);
+void *namer_main(void *argument);
+
+/* watch.c */
+int watches_start(struct plane *p);
+void watches_stop(struct plane *p);
+void watches_free(struct plane *p);
+void tree_watch(struct plane *p, struct tree *tree);
+void tree_unwatch(struct plane *p, struct tree *tree);
 
 /* scan.c, ahead.c */
 void scan_drop(struct plane *p);

@@ -29,6 +29,9 @@ NUMBER_MAX = 1 << 21
 THREADS = 4
 SPIN = 400
 """How often a thread asks for the next request before it sleeps; a try takes 0.2 µs."""
+QUIET = 60
+"""Seconds after which what others wrote through a memory mapping is on disk: twice what the kernel waits
+(``dirty_expire_centisecs``, proc_sys_vm(5))."""
 SLOTS_MAX = 4096
 SWEPT_MAX = 256
 """How many deleted exports one :meth:`Plane.sweep` lets go of."""
@@ -121,6 +124,12 @@ class Stats:
     malformed: int
     searches: int
     """How often a tree nobody changes was read in bulk."""
+    watched: int
+    """Trees that others change, of which the filesystem tells what they change."""
+    unwatched: int
+    """Those it does not tell of: the kernel asks again after a second."""
+    lost: int
+    """How often more changed elsewhere than could be followed, so that everything was asked for again."""
     passthrough: bool
     ended: bool
     threads: int
@@ -144,6 +153,8 @@ class Plane:
         device: a FUSE device descriptor that is, or is about to be, mounted; it is taken over.
         passthrough: let the kernel read and write real files itself where it can.
         noise: shell patterns of names whose changes pass gates unnoticed.
+        quiet: how many seconds a small file that others may change must have been left alone for its data to
+            be kept.
         descriptors: how many directories may be kept open.
     """
 
@@ -155,6 +166,7 @@ class Plane:
         noise: Sequence[str] = (),
         threads: int = THREADS,
         spin: int = SPIN,
+        quiet: int = QUIET,
         descriptors: int | None = None,
     ) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -167,6 +179,7 @@ class Plane:
         settings = _plane.ffi.new("fsd_settings *")
         settings.device, settings.socket = device, ours.fileno()
         settings.threads, settings.spin = threads, spin
+        settings.quiet = quiet
         settings.descriptors = _default_slots() if descriptors is None else descriptors
         settings.passthrough = passthrough
         settings.noise = noise_text

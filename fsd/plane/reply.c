@@ -1,6 +1,10 @@
 /* Taking requests apart and putting answers together. Nothing the other side sent is trusted. */
 #include "plane.h"
 
+#include <time.h>
+
+#define MAPPED_MAX 600 /* seconds that attributes of a file are kept at most */
+
 static void put_time(const struct statx_timestamp *stamp, uint64_t *seconds, uint32_t *rest) {
     *seconds = (uint64_t)stamp->tv_sec;
     *rest = stamp->tv_nsec;
@@ -23,21 +27,44 @@ void put_attr(struct fuse_attr *attr, uint64_t id, const struct statx *info) {
     attr->flags = 0;
 }
 
-static uint64_t valid_for(const struct node *node) {
-    return node->tree->export->flags & FSD_FROZEN ? FOREVER : 1;
+/* Whether the kernel may keep what was found out since `changes` were counted: nothing changes, or the kernel
+   is told when it does. */
+bool may_keep(const struct plane *p, unsigned changes, const struct node *node) {
+    return node->tree->export->flags & FSD_FROZEN ||
+           (atomic_load(&node->tree->told) && atomic_load(&p->changes) == changes);
 }
 
-void put_entry(const struct node *node, const struct statx *info, struct fuse_entry_out *entry) {
+/* Seconds since the inode last changed. */
+int64_t age_of(const struct statx *info) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME_COARSE, &now);
+    return now.tv_sec - info->stx_ctime.tv_sec;
+}
+
+/* Nobody is told of writes through a memory mapping before the file is closed. So attributes of a file are
+   kept no longer than it has been left alone, and for a second while it is open for writing. */
+static uint64_t attr_valid(const struct plane *p, unsigned changes, const struct node *node, const struct statx *info) {
+    if (!may_keep(p, changes, node))
+        return 1;
+    if (node->tree->export->flags & FSD_FROZEN || !S_ISREG(info->stx_mode))
+        return FOREVER;
+    int64_t age = node->written || node->writers ? 1 : age_of(info);
+    return (uint64_t)(age < 1 ? 1 : age > MAPPED_MAX ? MAPPED_MAX : age);
+}
+
+void put_entry(const struct plane *p, unsigned changes, const struct node *node, const struct statx *info,
+               struct fuse_entry_out *entry) {
     entry->nodeid = node->id;
     entry->generation = node->generation;
-    entry->entry_valid = entry->attr_valid = valid_for(node);
+    entry->entry_valid = may_keep(p, changes, node) ? FOREVER : 1;
+    entry->attr_valid = attr_valid(p, changes, node, info);
     entry->entry_valid_nsec = entry->attr_valid_nsec = 0;
     put_attr(&entry->attr, node->id, info);
 }
 
 /* Answer with an entry: counts the lookup and lets go of the child. */
 int reply_entry(struct request *r, struct child *child) {
-    put_entry(child->node, &child->info, (struct fuse_entry_out *)r->out);
+    put_entry(r->plane, r->changes, child->node, &child->info, (struct fuse_entry_out *)r->out);
     node_count(r->plane, child->node);
     child_drop(r, child);
     return sizeof(struct fuse_entry_out);
@@ -45,7 +72,7 @@ int reply_entry(struct request *r, struct child *child) {
 
 int reply_attr(struct request *r, const struct node *node, const struct statx *info) {
     struct fuse_attr_out *out = (struct fuse_attr_out *)r->out;
-    out->attr_valid = valid_for(node);
+    out->attr_valid = attr_valid(r->plane, r->changes, node, info);
     out->attr_valid_nsec = out->dummy = 0;
     put_attr(&out->attr, node->id, info);
     return sizeof *out;
