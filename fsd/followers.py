@@ -52,7 +52,7 @@ async def follow(site: Site, inodes: Inodes, views: Views) -> None:
         nursery.start_soon(_every, MEASURE_SECONDS, site.diffs.measure_wanted)
         often = site.settings.background
         nursery.start_soon(_every, often.sizes, functools.partial(site.sizes.refresh, SIZE_BUDGET))
-        if site.history.supported:
+        if site.history.supported and not site.store.read_only:
             nursery.start_soon(_every, often.expire, site.history.expire)
             nursery.start_soon(_every, often.expire, site.trash.expire)
             nursery.start_soon(_every, often.reap, site.orphans.reap_ours)

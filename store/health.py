@@ -136,6 +136,12 @@ def _mount_of(path: Path) -> tuple[Path, set[str]]:
     return [mount for mount in held if len(mount[0].parts) == deepest][-1]
 
 
+def _media(history: History) -> Iterator[Finding]:
+    if history.store.read_only:
+        text = f"{history.store.graphroot} cannot be written: all can be looked at, and nothing changed"
+        yield Finding(subject="media", ok=False, text=text, remedy="see whether the filesystem is mounted ro")
+
+
 def _records(history: History) -> Iterator[Finding]:
     catalog = history.store.catalog()
     broken = len(catalog.broken)
@@ -196,6 +202,7 @@ _CHECKS: tuple[Callable[[History], Iterator[Finding]], ...] = (
     _kernel,
     _space,
     _placement,
+    _media,
     _records,
     _locks,
     _cleaner,

@@ -28,7 +28,8 @@ from store.holders import Holder, holders
 from store.oci import NEW_LAYER, end_new_layer
 from store.pins import Pins
 from store.snapshots import RENAME, SnapshotTable, check_snapshot_name
-from store.state import STATE_FILE, Intent, Snapshot, State, unless_full
+from store.state import Intent, Snapshot, State, unless_full
+from store.state_copy import state_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -59,7 +60,7 @@ class History:
     """The snapshots of one store's containers. Safe to use from any thread.
 
     Args:
-        state: the store's state; opened at ``<graphroot>/fsd/state.db`` when not given.
+        state: the store's state; opened by :func:`store.state_copy.state_of` when not given.
         policy: what retention keeps, and how much space automatic snapshots need.
 
     ``container`` arguments are whatever :meth:`Store.container` resolves; where a container may be
@@ -74,13 +75,14 @@ class History:
         self.policy = policy
         self.ballast = Ballast(store.graphroot)
         self.ballast.release_if_full()
-        self.state = state or State(store.graphroot / STATE_FILE)
+        self.state = state or state_of(store)
         self.pins = Pins(self.state)
         store.guard = self.pins.refuse
         self._guard = threading.Lock()
         self._locks: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
         self._deleted_ns: deque[int] = deque(maxlen=1000)
-        self.recover()
+        if not store.read_only:
+            self.recover()
 
     @property
     def supported(self) -> bool:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drivers.processes import own_start, started
+from store.errors import StoreReadOnly
 from store.state_db import Database
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 STATE_FILE = "fsd/state.db"
 """Below the graphroot (DESIGN 7)."""
+CHOICES = ("on-write", "pinned")
+"""Settings that people make."""
 VIEW_NUMBERS = 2**21
 """View numbers are 1 up to this, exclusive: they share a 64-bit inode number with a file's own."""
 
@@ -88,12 +91,16 @@ class BurstTimes:
 class State:
     """The state file at ``path``; made, with its directory, when it is missing.
 
+    Args:
+        kept: false for a copy that nobody reads later, in which nothing can be chosen.
+
     Methods are safe to call from any thread. Each raises ``OSError`` with errno and path when the
     file cannot be read or written; damage to the file is repaired by starting an empty one.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, kept: bool = True) -> None:
         self.path = Path(path)
+        self._kept = kept
         self._db = Database(self.path)
 
     @property
@@ -260,7 +267,13 @@ class State:
         return {row["object"]: row["value"] for row in rows}
 
     def set_setting(self, obj: str, key: str, value: str | None) -> None:
-        """Choose a value for an object; ``None`` returns to the default."""
+        """Choose a value for an object; ``None`` returns to the default.
+
+        Raises:
+            StoreReadOnly: people chose it, and it would be lost.
+        """
+        if not self._kept and key in CHOICES:
+            raise StoreReadOnly(f"{key} cannot be chosen in a store that is on read-only media")
         if value is None:
             self._execute("DELETE FROM settings WHERE object = ? AND key = ?", [obj, key])
         else:

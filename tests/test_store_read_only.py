@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import subprocess
@@ -17,7 +18,7 @@ from store.options import ImageOptions
 from store.store import Store
 from tests.conftest import StoreDirs
 from tests.support import loops
-from tests.support.daemon import fsd
+from tests.support.daemon import fsd, running
 
 BASE_TAR = (Path(__file__).parent / "data" / "tables" / "base.tar").read_bytes()
 
@@ -132,12 +133,38 @@ def test_every_change_is_refused_clearly_on_read_only_media(media):
             store.shutdown()
 
 
+def test_tree_shows_everything_on_read_only_media_and_refuses_by_name(media, tmp_path, require):
+    require("fuse")
+    dirs = StoreDirs(Path(media.graphroot), Path(media.runroot))
+    point = tmp_path / "mnt"
+    point.mkdir()
+    with running(dirs, point, "--no-pool") as daemon:
+        assert entries(daemon / "containers/web/rootfs") == entries(daemon / "images/localhost/img:1/rootfs")
+        assert "warn media" in (daemon / "control/health").read_text()
+        for change in (
+            lambda: (daemon / "containers/new").mkdir(),
+            lambda: (daemon / "containers/web").rmdir(),
+            lambda: (daemon / "containers/web/pinned").touch(),
+            lambda: (daemon / "containers/web/rootfs/file").touch(),
+            lambda: (daemon / "containers/web/on-write").write_text("none"),
+            lambda: (daemon / "containers/web/metadata").write_text("text"),
+            lambda: (daemon / "containers/web/snapshots/one").mkdir(),
+        ):
+            with pytest.raises(OSError, match="Read-only") as caught:
+                change()
+            assert caught.value.errno == errno.EROFS
+        assert "read-only media" in daemon.errors()
+    kept = list((dirs.runroot / "fsd/read-only").iterdir())
+    with running(dirs, point, "--no-pool"):
+        assert kept[0] not in (dirs.runroot / "fsd/read-only").iterdir()
+
+
 def test_command_lines_look_at_read_only_media(media):
     dirs = StoreDirs(Path(media.graphroot), Path(media.runroot))
-    for words in ("images", "containers", "layers", "show web", "check"):
+    for words in ("images", "containers", "layers", "show web", "check", "snapshots web"):
         done = fsd(dirs, "-s", "btrfs", *words.split(), check=False)
         assert done.returncode == 0, (words, done.stdout, done.stderr)
-    for words in ("create new", "rm web", "tag img:1 localhost/img:2"):
+    for words in ("create new", "rm web", "pin web", "tag img:1 localhost/img:2"):
         done = fsd(dirs, "-s", "btrfs", *words.split(), check=False)
         assert done.returncode == 125, (words, done.stdout, done.stderr)
         assert "read-only" in done.stderr.lower(), (words, done.stderr)
