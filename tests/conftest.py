@@ -72,12 +72,16 @@ def btrfs_dir(btrfs_root: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def home(btrfs_root: Path) -> Iterator[Path]:
-    """A directory on btrfs for all tests of a module; mounts and subvolumes in it are removed with it."""
+    """A directory on btrfs for all tests of a module; mounts and subvolumes in it are removed with it.
+
+    So are the filesystem's quotas, which a limit switches on: it is not this module's alone.
+    """
     directory = btrfs_root / str(next(_numbers))
     directory.mkdir()
     try:
         yield directory
     finally:
+        loops.run("btrfs", "quota", "disable", btrfs_root)
         loops.delete_tree(btrfs_root, directory)
 
 

@@ -16,6 +16,7 @@ from store.errors import BadValue, InvalidMappings
 from store.options import ContainerOptions, LayerOptions
 from store.reloading import Reloaded
 from store.store import Store
+from tests.support import loops
 from tests.support.daemon import running
 from tests.support.features import require
 from tests.support.filled import eventually
@@ -42,7 +43,8 @@ def conf(btrfs_dir, monkeypatch):
     path.parent.mkdir()
     monkeypatch.setenv("CONTAINERS_STORAGE_CONF", str(path))
     write(path, "")
-    return path
+    yield path
+    loops.run("btrfs", "quota", "disable", btrfs_dir)  # the filesystem is not this test's alone
 
 
 def write(conf: Path, text: str, driver: str = "btrfs") -> None:

@@ -60,7 +60,6 @@ CALLS = [
     ("layers", lambda s: s.delete_container("web")),
     ("layers", lambda s: s.mount("web")),
     ("mountpoints", lambda s: s.mount("web")),
-    ("mountpoints", lambda s: s.create_layer()),
     ("images", lambda s: s.create_image()),
     ("images", lambda s: s.create_container(image="img")),
     ("images", lambda s: s.set_image_big_data("img", "key", b"")),
