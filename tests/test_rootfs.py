@@ -21,7 +21,7 @@ from tests.support import features, loops, rootfs_served
 from tests.support.features import lacking
 from tests.support.rootfs_mount import RootfsMount
 from tests.support.rootfs_samples import make_sample, run
-from tests.support.rootfs_served import Work, count, errno_of
+from tests.support.rootfs_served import Served, Work, count, errno_of
 from tests.support.trees import snapshot_tree
 
 MIB = 1 << 20
@@ -174,6 +174,23 @@ def test_rootfs_holes_stay_holes(work: Work) -> None:
     info = (work.here / "f").stat()
     assert info.st_size == 512 * MIB
     assert info.st_blocks < 100
+
+
+def birth(path: Path) -> str:
+    """As statx(2) tells it; "0.000000000" where it is unknown."""
+    return run("stat", "-c", "%.9W", path).stdout
+
+
+def test_rootfs_birth_is_shown_also_after_a_node_without_one_was_asked(served: Served, work: Work) -> None:
+    assert birth(served.mount.path) == "0.000000000\n"
+    (work.real / "file").write_text("x")
+    (work.real / "link").symlink_to("file")
+    (work.real / "dir").mkdir()
+    for name in ("file", "link", "dir"):
+        assert birth(work.here / name) == birth(work.real / name) != "0.000000000\n"
+    before = served.mount.operations()["52"]
+    assert birth(work.here / "file") == birth(work.real / "file")
+    assert served.mount.operations()["52"] >= before > 0
 
 
 def test_rootfs_appenders_on_both_sides_lose_no_line(work: Work) -> None:

@@ -19,21 +19,26 @@ static int stat_node(struct request *r, struct node *node, struct statx *info) {
     return result;
 }
 
-int do_getattr(struct request *r) {
+/* Answer GETATTR, or what begins like it; `info` is what was found. */
+int getattr(struct request *r, struct statx *info) {
     const struct fuse_getattr_in *in = take(r, sizeof *in);
     struct node *node = node_find(r->plane, r->in->nodeid);
-    struct statx info;
     if (!node)
         return -ESTALE;
     bool by_file = in && in->getattr_flags & FUSE_GETATTR_FH && !(node->tree->export->flags & FSD_FROZEN);
     struct file *file = by_file ? file_get(r->plane, in->fh) : NULL;
-    int result = file ? stat_fd(file->fd, &info) : stat_node(r, node, &info);
+    int result = file ? stat_fd(file->fd, info) : stat_node(r, node, info);
     if (file)
         file_put(r->plane, file);
     if (!result)
-        result = reply_attr(r, node, &info);
+        result = reply_attr(r, node, info);
     node_put(r->plane, node);
     return result;
+}
+
+int do_getattr(struct request *r) {
+    struct statx info;
+    return getattr(r, &info);
 }
 
 static int truncate_fd(struct request *r, const struct fuse_setattr_in *in, int fd) {

@@ -125,6 +125,8 @@ void forward(struct plane *p, const void *message, size_t length) {
         adapt_init(p, (unsigned char *)message, length);
     else if (in->opcode == FUSE_SETXATTR)
         length = adapt_setxattr((unsigned char *)message, length);
+    else if (in->opcode == PLANE_STATX)
+        length = statx_asked((unsigned char *)message, length);
     atomic_fetch_add(&p->forwarded, 1);
     send_on(p, message, length);
 }
@@ -226,6 +228,8 @@ static size_t correct(struct plane *p, unsigned char *message, size_t length, ui
         return length;
     if (opcode == FUSE_INIT)
         return correct_init(p, message, length);
+    if (opcode == PLANE_STATX)
+        return statx_answered(message, length);
     if (opcode == FUSE_OPENDIR && length >= sizeof *header + sizeof(struct fuse_open_out))
         synthetic_opened((struct fuse_open_out *)(header + 1));
     if (opcode == FUSE_READDIRPLUS)

@@ -1,7 +1,7 @@
 /* From a name in a directory to a node: one statx(2) on btrfs, an O_PATH descriptor elsewhere. */
 #include "plane.h"
 
-#define WANTED (STATX_BASIC_STATS | STATX_MNT_ID)
+#define WANTED (STATX_BASIC_STATS | STATX_BTIME | STATX_MNT_ID)
 #define FLAGS (AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT)
 #define FIRST_BTRFS_INODE 256 /* lower ones stand for subvolumes a snapshot left out */
 

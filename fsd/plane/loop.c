@@ -44,6 +44,7 @@ static handler *const handlers[] = {
     [FUSE_COPY_FILE_RANGE] = do_copy_file_range,
     [FUSE_SYNCFS] = do_syncfs,
     [FUSE_TMPFILE] = do_tmpfile,
+    [PLANE_STATX] = do_statx,
 };
 #define HANDLERS (sizeof handlers / sizeof *handlers)
 
@@ -122,8 +123,6 @@ int dispatch(struct request *r) {
         return forget_many(r);
     case FUSE_INTERRUPT:
         return interrupt(r);
-    case PLANE_STATX: /* an answer for some nodes only would be no answer: GETATTR serves all */
-        return -ENOSYS;
     default:
         break;
     }

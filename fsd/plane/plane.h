@@ -350,6 +350,13 @@ const char *take_text(struct request *r, size_t offset);
 const void *take(struct request *r, size_t size);
 const char *next_name(struct request *r, const char *name);
 
+/* attrs.c */
+int getattr(struct request *r, struct statx *info);
+
+/* birth.c */
+size_t statx_asked(unsigned char *message, size_t length);
+size_t statx_answered(unsigned char *message, size_t length);
+
 /* creds.c */
 void creds_start(struct worker *w);
 int creds_act(struct worker *w, uint32_t uid, uint32_t gid, uint32_t mask);
@@ -434,6 +441,7 @@ typedef int handler(struct request *r);
 handler do_lookup, do_getattr, do_setattr, do_readlink, do_symlink, do_mknod, do_mkdir, do_unlink, do_rmdir,
     do_rename, do_rename2, do_link, do_open, do_read, do_write, do_statfs, do_release, do_fsync, do_setxattr,
     do_getxattr, do_listxattr, do_removexattr, do_flush, do_opendir, do_readdir, do_readdirplus, do_releasedir,
-    do_fsyncdir, do_create, do_tmpfile, do_fallocate, do_lseek, do_copy_file_range, do_ioctl, do_poll, do_syncfs;
+    do_fsyncdir, do_create, do_tmpfile, do_fallocate, do_lseek, do_copy_file_range, do_ioctl, do_poll, do_syncfs,
+    do_statx;
 
 #endif

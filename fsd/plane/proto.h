@@ -27,7 +27,45 @@ struct fuse_backing_map {
 
 #define PLANE_NOTIFY_INC_EPOCH 8 /* FUSE_NOTIFY_INC_EPOCH of 7.44 */
 
-#define PLANE_STATX 52 /* FUSE_STATX of 7.39 */
+/* FUSE_STATX of 7.39. What is asked begins like fuse_getattr_in. */
+#define PLANE_STATX 52
+struct plane_statx_in {
+    __u32 getattr_flags;
+    __u32 reserved;
+    __u64 fh;
+    __u32 flags;
+    __u32 mask;
+};
+struct plane_statx_time {
+    __s64 seconds;
+    __u32 rest;
+    __s32 reserved;
+};
+struct plane_statx_out {
+    __u64 attr_valid;
+    __u32 attr_valid_nsec;
+    __u32 flags;
+    __u64 spare[2];
+    __u32 mask; /* struct fuse_statx from here on */
+    __u32 blksize;
+    __u64 attributes;
+    __u32 nlink;
+    __u32 uid;
+    __u32 gid;
+    __u16 mode;
+    __u16 spare0;
+    __u64 ino;
+    __u64 size;
+    __u64 blocks;
+    __u64 attributes_mask;
+    struct plane_statx_time atime, btime, ctime, mtime;
+    __u32 rdev_major;
+    __u32 rdev_minor;
+    __u32 dev_major;
+    __u32 dev_minor;
+    __u64 spare2[14];
+};
+_Static_assert(sizeof(struct plane_statx_out) == 288, "fuse_statx_out is 288 bytes");
 
 /* fuse_init_out as of 7.40: max_stack_depth follows flags2. */
 struct plane_init_out {

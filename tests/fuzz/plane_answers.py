@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ANSWER: Final = struct.Struct("<IiQ")
-ENTRY, ATTR, OPEN = 128, 104, 16
+ENTRY, ATTR, OPEN, STATX = 128, 104, 16, 288
 ERROR_MAX: Final = 511
 """The kernel refuses larger ones."""
 EXACT: Final = {
@@ -20,6 +20,7 @@ EXACT: Final = {
     **dict.fromkeys((10, 11, 12, 18, 20, 21, 24, 25, 29, 30, 43, 45, 50), 0),
     **dict.fromkeys((16, 40, 46, 47), 8),
     17: 80,
+    52: STATX,
 }
 SIZED: Final = {15: 16, 28: 16, 44: 16, 22: 0, 23: 0}
 """Answers of any length up to a size the request names: where in its arguments."""

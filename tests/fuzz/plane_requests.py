@@ -175,7 +175,7 @@ class Requests:
             47: (2, self._copy),
             50: (0.02, lambda: bytes(8)),
             51: (2, self._create),
-            52: (0.5, lambda: bytes(24)),
+            52: (2, lambda: struct.pack("<IIQII", pick.randrange(2), 0, known.handle(), 0, 0xFFF)),
         }
 
     # -- parts -------------------------------------------------------------------------------------
