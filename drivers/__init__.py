@@ -2,7 +2,7 @@
 
 ::
 
-    base, errors, idmap     the interface, what it raises, ID mappings
+    base, errors, idmap     the interface, what it raises, ID mappings; snapshots, aside: parts of it
     btrfs, vfs, overlay     the drivers
     btrfs_ioctl, btrfs_tree btrfs's kernel interface; btrfs_quota, btrfs_usage, btrfs_snapshots,
                             btrfs_removal over it; btrfs_changes with btrfs_send, btrfs_lineage: quick diffs

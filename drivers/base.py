@@ -15,22 +15,24 @@ that carries errno and path.
 from __future__ import annotations
 
 import enum
+import os
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, ClassVar
 
 from drivers.errors import BadLayerID, LayerUnknown, NotSupported
 from drivers.idmap import IDMappings
-from drivers.reconfigure import Reconfigurable
+from drivers.reconfigure import IMAGEROOT, Reconfigurable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from drivers.aside import Aside
     from drivers.overlay_layers import AdditionalLayer
+    from drivers.snapshots import Snapshots
 
 NAME_MAX = 255
 """Longest directory entry in bytes (limits.h; BTRFS_NAME_LEN)."""
@@ -139,11 +141,13 @@ class Compared:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Creation:
-    """Options of a new layer: SELinux label, storage options (``size``), and ID mappings."""
+    """Options of a new layer: SELinux label, storage options (``size``), ID mappings, and where it goes."""
 
     mount_label: str = ""
     storage_opts: Mapping[str, str] = field(default_factory=dict)
     mappings: IDMappings = field(default_factory=IDMappings)
+    in_image_store: bool = False
+    """In the split image store, if the driver has one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,73 +163,16 @@ DEFAULT_CREATION = Creation()
 DEFAULT_MOUNT = MountOptions()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotFacts:
-    """When a snapshot was taken (nanoseconds since the epoch), and its :meth:`Snapshots.generation`."""
-
-    created_ns: int
-    generation: int
-
-
-class Snapshots(ABC):
-    """Read-only copies of layers, kept outside the directories other tools manage.
-
-    A ``key`` names a snapshot: one or two components joined by ``/``, for example
-    ``<container id>/<snapshot name>``. All calls are constant time in the size of the layer.
-    """
-
-    @abstractmethod
-    def take(self, layer_id: str, key: str) -> None:
-        """Copy ``layer_id`` to the read-only snapshot ``key``; ``SnapshotExists``, ``LayerUnknown``."""
-
-    @abstractmethod
-    def restore(self, key: str, layer_id: str) -> None:
-        """Swap the content of ``layer_id`` for a writable copy of snapshot ``key``, atomically."""
-
-    @abstractmethod
-    def create_layer(self, key: str, layer_id: str, creation: Creation = DEFAULT_CREATION) -> None:
-        """Make the new layer ``layer_id`` a writable copy of snapshot ``key``."""
-
-    @abstractmethod
-    def remove(self, key: str) -> None:
-        """Delete a snapshot; ``SnapshotUnknown``. Its space returns when the kernel's cleaner ran."""
-
-    @abstractmethod
-    def rename(self, key: str, new_key: str) -> None:
-        """Give a snapshot another key; ``SnapshotUnknown``, ``SnapshotExists``."""
-
-    @abstractmethod
-    def exists(self, key: str) -> bool:
-        """Whether the snapshot ``key`` is there."""
-
-    @abstractmethod
-    def keys(self) -> Iterator[str]:
-        """Every snapshot's key, in no particular order."""
-
-    @abstractmethod
-    def path(self, key: str) -> Path:
-        """Directory of a snapshot's content; ``SnapshotUnknown``."""
-
-    @abstractmethod
-    def describe(self, key: str) -> SnapshotFacts:
-        """When the snapshot was taken, and of which generation of its layer; ``SnapshotUnknown``."""
-
-    @abstractmethod
-    def generation(self, layer_id: str, *, settle: bool = True) -> int:
-        """A number that grows with every change of the layer, and that a copy of the layer shares.
-
-        Args:
-            settle: commit pending changes first, so that equal numbers mean equal content. Without it
-                the call is immediate, and only a *different* number says something.
-        """
-
-
 class Driver(Reconfigurable, ABC):
-    """One graph driver over its home directory ``<graphroot>/<name>``.
+    """One graph driver over its home directory ``<graphroot>/<name>``, and another in the image store.
 
     Args:
         home: the driver's own directory; created when missing, mode 0700.
-        options: driver options without the ``<name>.`` prefix, as text.
+        options: driver options without the ``<name>.`` prefix, as text. ``imageroot`` is the split image
+            store's graphroot, for every driver.
+
+    Attributes:
+        homes: ``home``, and then the driver's directory in the image store, if there is one.
 
     Raises:
         PrerequisitesMissing, IncompatibleFilesystem, NotSupported, BadOption
@@ -237,6 +184,8 @@ class Driver(Reconfigurable, ABC):
     def __init__(self, home: Path, options: Mapping[str, str] | None = None) -> None:
         self.home = home
         self.options = dict(options or {})
+        split = self.options.pop(IMAGEROOT, "")
+        self.homes: tuple[Path, ...] = (home, *([Path(split) / self.name] if split else ()))
 
     @abstractmethod
     def create(self, layer_id: str, parent: str | None = None, creation: Creation = DEFAULT_CREATION) -> None:
@@ -292,7 +241,7 @@ class Driver(Reconfigurable, ABC):
 
     @abstractmethod
     def path_of(self, layer_id: str) -> Path:
-        """Where the layer's own files lie on disk, without mounting; the layer need not exist.
+        """Where the layer's own files lie on disk, or would in ``home``, without mounting.
 
         Where a layer only holds its difference to the parent (overlay), this is not its whole tree.
 
@@ -375,7 +324,13 @@ class Driver(Reconfigurable, ABC):
         """Where an adopted layer has its content, ``None`` if that is its own; :meth:`adopt`."""
         raise NotSupported(f"driver {self.name} uses no additional layer stores")
 
-    def adopt(self, layer: AdditionalLayer, layer_id: str, parent: str | None = None) -> None:
+    def adopt(
+        self,
+        layer: AdditionalLayer,
+        layer_id: str,
+        parent: str | None = None,
+        creation: Creation = DEFAULT_CREATION,
+    ) -> None:
         """Make a layer whose content stays in its layer store; ``NotSupported``, and as :meth:`create`."""
         raise NotSupported(f"driver {self.name} uses no additional layer stores")
 
@@ -486,6 +441,15 @@ class Driver(Reconfigurable, ABC):
             MalformedArchive, HostileArchive, OSError; the layer's content is then undefined and
             the caller removes the layer.
         """
+
+
+def first_with(directories: Sequence[Path], name: str) -> Path:
+    """The entry of that name in the first of the directories that has one, else in the very first."""
+    if len(directories) > 1:
+        for directory in directories:
+            if os.path.lexists(directory / name):
+                return directory / name
+    return directories[0] / name
 
 
 def check_layer_id(layer_id: str) -> None:

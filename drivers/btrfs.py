@@ -9,6 +9,8 @@ Layout below ``home`` (FORMAT 1.2; ``fsd`` is ours, beside what other tools mana
     fsd/tmp/<name>       copies on their way to a name; a crash's are removed at the next open
     fsd/mapped/<name>    mount points of idmapped views
 
+The image store has ``subvolumes``, ``fsd/aside`` and ``fsd/tmp`` below its own ``btrfs``, for layers there.
+
 A layer appears under its ID with everything set, or not at all: creation happens under the final name
 only when a single ioctl does all of it, and is undone when a later step fails.
 """
@@ -25,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from drivers import btrfs_ioctl, selinux, syscalls
-from drivers.base import DEFAULT_CREATION, DEFAULT_MOUNT, Capabilities, Driver, check_layer_id
+from drivers.base import DEFAULT_CREATION, DEFAULT_MOUNT, Capabilities, Driver, check_layer_id, first_with
 from drivers.btrfs_aside import BtrfsAside
 from drivers.btrfs_changes import BtrfsChanges
 from drivers.btrfs_freed import freed
@@ -76,6 +78,8 @@ class BtrfsDriver(BtrfsChanges, Driver):
         super().__init__(home, options)
         _parse_options(self.options)
         _require_btrfs(home)
+        for split in self.homes[1:]:
+            _require_same_filesystem(home, split)
         self._prepare()
         self.quotas = Quotas(home)
         self.take_options(self.options)
@@ -97,21 +101,24 @@ class BtrfsDriver(BtrfsChanges, Driver):
     # -- directories -------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
-        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _make_private(self.home)
         self.subvolumes = self.home / "subvolumes"
         self.scratch = self.home / "fsd" / "tmp"
-        self.subvolumes.mkdir(mode=0o700, exist_ok=True)
-        try:
-            self.scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._sweep()
-        except OSError as error:
-            if error.errno != errno.EROFS:  # reading needs none of this
-                raise
+        self._directories = tuple(home / "subvolumes" for home in self.homes)
+        for home in self.homes:
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if home == self.home:
+                _make_private(home)
+            (home / "subvolumes").mkdir(mode=0o700, exist_ok=True)
+            try:
+                (home / "fsd" / "tmp").mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._sweep(home / "fsd" / "tmp")
+            except OSError as error:
+                if error.errno != errno.EROFS:  # reading needs none of this
+                    raise
 
-    def _sweep(self) -> None:
+    def _sweep(self, scratch: Path) -> None:
         """Remove copies a crash left; a young one may be of a process this one cannot see."""
-        for left in self.scratch.iterdir():
+        for left in scratch.iterdir():
             if is_alive(left.name) or _age(left) < _SCRATCH_AGE:
                 continue
             try:
@@ -119,14 +126,15 @@ class BtrfsDriver(BtrfsChanges, Driver):
             except OSError as error:  # no reason to keep anybody from the layers
                 _log.warning("a temporary copy stays until the next start: %s", error)
 
-    def scratch_path(self) -> Path:
-        """A place for a temporary copy that no one else uses."""
-        return self.scratch / private_name()
+    def scratch_path(self, layer: Path | None = None) -> Path:
+        """A place for a temporary copy that no one else uses, from where it can be renamed to ``layer``."""
+        scratch = self.scratch if layer is None else layer.parents[1] / "fsd" / "tmp"
+        return scratch / private_name()
 
     def path_of(self, layer_id: str) -> Path:
-        """Where a layer of that ID is, or would be; ``BadLayerID``."""
+        """Where a layer of that ID is, or would be in ``home``; ``BadLayerID``."""
         check_layer_id(layer_id)
-        return self.subvolumes / layer_id
+        return first_with(self._directories, layer_id)
 
     def present(self, layer_id: str) -> Path:
         """The directory of a layer that exists, here or in an additional store.
@@ -191,6 +199,8 @@ class BtrfsDriver(BtrfsChanges, Driver):
 
     def _create(self, layer_id: str, source: Path | None, creation: Creation, size: int) -> None:
         path = self.path_of(layer_id)
+        if creation.in_image_store and not os.path.lexists(path):
+            path = self._directories[-1] / layer_id
         self._make_subvolume(path, source)
         if source is None or size or creation.mount_label:  # a mere snapshot is committed when it is made
             self._uncommitted.add(layer_id)
@@ -209,15 +219,15 @@ class BtrfsDriver(BtrfsChanges, Driver):
     def _make_subvolume(self, path: Path, source: Path | None) -> None:
         try:
             if source is None:
-                btrfs_ioctl.create_subvolume(self.subvolumes, path.name)
+                btrfs_ioctl.create_subvolume(path.parent, path.name)
             else:
-                btrfs_ioctl.snapshot(source, self.subvolumes, path.name)
+                btrfs_ioctl.snapshot(source, path.parent, path.name)
         except btrfs_ioctl.BtrfsError as error:
             if error.errno == errno.EEXIST or os.path.lexists(path):
                 raise LayerExists(f"layer {path.name} exists at {path}") from error
             if error.errno == errno.EXDEV:
                 raise NotSupported(
-                    f"{source} is on another filesystem than {self.subvolumes}: no snapshot of it can be made"
+                    f"{source} is on another filesystem than {path.parent}: no snapshot of it can be made"
                 ) from error
             if error.errno == errno.EINVAL and source is not None and not btrfs_ioctl.is_subvolume(source):
                 raise LayerUnknown(f"{source} is a plain directory, not a subvolume") from error
@@ -235,7 +245,7 @@ class BtrfsDriver(BtrfsChanges, Driver):
 
     def _discard(self, layer_id: str) -> None:
         """Remove what a failed creation made, so that its own error is the one that is seen."""
-        destroy_tree(self.subvolumes / layer_id)
+        destroy_tree(self.path_of(layer_id))
         self._uncommitted.discard(layer_id)
         self.quotas.forget(layer_id)
 
@@ -253,7 +263,7 @@ class BtrfsDriver(BtrfsChanges, Driver):
         """
         path = self.idle(layer_id)
         try:
-            self._remover.remove(path, self.scratch_path())
+            self._remover.remove(path, self.scratch_path(path))
         except FileNotFoundError:
             raise LayerUnknown(f"layer {layer_id} has no subvolume at {path}") from None
         self.quotas.forget(layer_id)
@@ -293,11 +303,12 @@ class BtrfsDriver(BtrfsChanges, Driver):
         return self._stores
 
     def layer_ids(self) -> Iterator[str]:
-        """Names of all directories in ``subvolumes``."""
-        with os.scandir(self.subvolumes) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    yield entry.name
+        """Names of all directories in ``subvolumes``, also in the image store."""
+        for directory in self._directories:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        yield entry.name
 
     def status(self) -> list[tuple[str, str]]:
         """Kernel, filesystem features, sector size, quota mode and committed generation."""
@@ -419,12 +430,29 @@ def _parse_options(options: Mapping[str, str]) -> tuple[int, int, tuple[Path, ..
     return min_space, size, tuple(Path(text) for text in options.get("imagestore", "").split(",") if text)
 
 
-def _require_btrfs(home: Path) -> None:
+def _existing(home: Path) -> Path:
     existing = home.parent
     while not existing.exists():
         existing = existing.parent
+    return existing
+
+
+def _require_btrfs(home: Path) -> None:
+    existing = _existing(home)
     if not btrfs_ioctl.is_btrfs(existing):
         raise PrerequisitesMissing(f"{existing} is not on a btrfs filesystem")
+
+
+def _require_same_filesystem(home: Path, split: Path) -> None:
+    places = _existing(home), _existing(split)
+    if btrfs_ioctl.is_btrfs(places[1]):
+        one, other = (btrfs_ioctl.filesystem_info(place).fsid for place in places)
+        if one == other:
+            return
+    raise NotSupported(
+        f"the image store {split.parent} is on another filesystem than the graphroot {home.parent}: "
+        "the btrfs driver makes containers as snapshots of images, which stay on one filesystem"
+    )
 
 
 def _make_private(home: Path) -> None:

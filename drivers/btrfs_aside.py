@@ -7,12 +7,13 @@ they are. Layers are writable: the kernel would not rename a read-only subvolume
 from __future__ import annotations
 
 import errno
+import os
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from drivers import btrfs_ioctl, syscalls
 from drivers.aside import Aside
-from drivers.base import check_layer_id
+from drivers.base import check_layer_id, first_with
 from drivers.btrfs_removal import destroy_tree
 from drivers.errors import BadLayerID, LayerExists, LayerUnknown
 
@@ -28,12 +29,13 @@ class BtrfsAside(Aside):
 
     def __init__(self, driver: BtrfsDriver) -> None:
         self._driver = driver
-        self._root = driver.home / "fsd" / "aside"
+        self._roots = tuple(home / "fsd" / "aside" for home in driver.homes)
 
     def put(self, layer_id: str, key: str) -> None:
         """Rename a layer out of sight; the record of its limit is dropped, the limit itself stays."""
-        source, target = self._driver.idle(layer_id), self.path(key)
+        source = self._driver.idle(layer_id)
         self._driver.present(layer_id)
+        target = source.parents[1].joinpath("fsd", "aside", *_parts(key))
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._rename(source, target)
         self._driver.quotas.forget(layer_id)
@@ -42,7 +44,9 @@ class BtrfsAside(Aside):
     def take_back(self, key: str, layer_id: str) -> None:
         """Rename what was set aside into its place as a layer."""
         source, target = self.present(key), self._driver.path_of(layer_id)
-        self._rename(source, target)
+        if os.path.lexists(target):
+            raise LayerExists(f"{layer_id} exists at {target}")
+        self._rename(source, source.parents[3] / "subvolumes" / layer_id)
         _remove_if_empty(source.parent)
 
     def discard(self, key: str) -> None:
@@ -54,19 +58,15 @@ class BtrfsAside(Aside):
 
     def keys(self) -> Iterator[str]:
         """Every key; a group that vanishes meanwhile has none."""
-        with suppress(FileNotFoundError):
-            for group in list(self._root.iterdir()):
-                with suppress(FileNotFoundError, NotADirectoryError):
-                    yield from [f"{group.name}/{path.name}" for path in group.iterdir()]
+        for root in self._roots:
+            with suppress(FileNotFoundError):
+                for group in list(root.iterdir()):
+                    with suppress(FileNotFoundError, NotADirectoryError):
+                        yield from [f"{group.name}/{path.name}" for path in group.iterdir()]
 
     def path(self, key: str) -> Path:
         """Where the content is, or would be."""
-        parts = key.split("/")
-        if len(parts) != 2:
-            raise BadLayerID(f"{key!r} is not a group and a layer ID")
-        for part in parts:
-            check_layer_id(part)
-        return self._root.joinpath(*parts)
+        return first_with(self._roots, os.path.join(*_parts(key)))
 
     def present(self, key: str) -> Path:
         """Directory of content that is there; ``LayerUnknown``."""
@@ -95,6 +95,15 @@ class BtrfsAside(Aside):
             moved = target
         finally:
             btrfs_ioctl.set_read_only(moved, True)
+
+
+def _parts(key: str) -> list[str]:
+    parts = key.split("/")
+    if len(parts) != 2:
+        raise BadLayerID(f"{key!r} is not a group and a layer ID")
+    for part in parts:
+        check_layer_id(part)
+    return parts
 
 
 def _remove_if_empty(directory: Path) -> None:

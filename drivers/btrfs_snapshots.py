@@ -9,9 +9,10 @@ import threading
 from typing import TYPE_CHECKING
 
 from drivers import btrfs_ioctl, syscalls
-from drivers.base import DEFAULT_CREATION, SnapshotFacts, Snapshots, check_layer_id
+from drivers.base import DEFAULT_CREATION, check_layer_id
 from drivers.btrfs_removal import destroy_tree
 from drivers.errors import BadLayerID, SnapshotExists, SnapshotUnknown
+from drivers.snapshots import SnapshotFacts, Snapshots
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -43,7 +44,7 @@ class BtrfsSnapshots(Snapshots):
         lets go; ``LayerMounted`` when something is mounted at the layer.
         """
         source, target = self.path(key), self._driver.idle(layer_id)
-        copy = self._driver.scratch_path()
+        copy = self._driver.scratch_path(target)
         btrfs_ioctl.snapshot(source, copy.parent, copy.name)
         try:
             self._driver.quotas.reapply(layer_id, copy)

@@ -22,6 +22,7 @@ from drivers.base import (
     Driver,
     MountOptions,
     check_layer_id,
+    first_with,
 )
 from drivers.changes import directory
 from drivers.copytree import has_entry_types
@@ -38,7 +39,7 @@ from drivers.idmap import IDMappings
 from drivers.naive import NaiveDiff
 from drivers.options import reject_unknown
 from drivers.overlay_changes import upper_changes
-from drivers.overlay_features import Features, filesystem_name, xattr_prefix
+from drivers.overlay_features import Features, filesystem_name
 from drivers.overlay_layers import (
     AdditionalLayer,
     additional_layer_path,
@@ -56,7 +57,7 @@ from drivers.overlay_links import (
 )
 from drivers.overlay_mount import is_mounted, make_private
 from drivers.overlay_options import LIVE, parse_options, reject_quota, with_live
-from drivers.overlay_upper import OVERRIDE, BaseUpper, Upper
+from drivers.overlay_upper import OVERRIDE, BaseUpper, Upper, copy_attributes
 from drivers.overlay_views import Views, stored_unshifted
 from drivers.shifting import update_id_map
 from drivers.staging import Staging
@@ -89,15 +90,17 @@ class OverlayDriver(NaiveDiff, Driver):
         home = home.absolute()
         super().__init__(home, options)
         self._settings = parse_options(self.options)
+        self.homes = (home, *(split.absolute() for split in self.homes[1:]))
         self.ignore_chown_errors = self._settings.ignore_chown_errors
         self._prepare()
         self._staging = Staging(home / "fsd")
-        self._staging.sweep()
+        for own in self.homes:
+            Staging(own / "fsd").sweep()
         self.features = Features(self._staging, self._flags(), self._settings.mountopt)
         self._require_overlay()
         if not self._settings.skip_mount_home:
             make_private(home)
-        self._views = Views(home, self._settings, self._staging)
+        self._views = Views(self.homes, self._settings, self._staging)
 
     # -- opening -----------------------------------------------------------------------------------
 
@@ -107,8 +110,9 @@ class OverlayDriver(NaiveDiff, Driver):
         self.ignore_chown_errors = self._settings.ignore_chown_errors
 
     def _prepare(self) -> None:
-        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        (self.home / LINKS).mkdir(mode=0o755, exist_ok=True)
+        for home in self.homes:
+            home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            (home / LINKS).mkdir(mode=0o755, exist_ok=True)
         flag, text = self.home / ".has-mount-program", str(bool(self._settings.mount_program)).lower()
         if not flag.exists() or flag.read_text() != text:
             scratch = flag.with_name(f".tmp-{flag.name}{os.urandom(4).hex()}")
@@ -143,16 +147,16 @@ class OverlayDriver(NaiveDiff, Driver):
     # -- directories -------------------------------------------------------------------------------
 
     def path_of(self, layer_id: str) -> Path:
-        """Where a layer of that ID is, or would be, in the primary store; ``BadLayerID``."""
+        """Where a layer of that ID is, or would be in ``home``; ``BadLayerID``."""
         check_layer_id(layer_id)
         if layer_id in RESERVED or layer_id.startswith("."):
             raise BadLayerID(f"layer ID {layer_id!r} is a name the overlay driver uses itself")
-        return self.home / layer_id
+        return first_with(self.homes, layer_id)
 
     def place(self, layer_id: str) -> LayerPlace:
-        """The directories of a layer, here or in an additional store; ``BadLayerID``, ``LayerUnknown``."""
+        """The directories of a layer, wherever it is; ``BadLayerID``, ``LayerUnknown``."""
         primary = self.path_of(layer_id)
-        for home in (self.home, *self._views.store_homes()):
+        for home in self._views.homes():
             directory = home / layer_id
             if (directory / "link").is_file() and not directory.is_symlink():
                 return LayerPlace(directory, home, home != self.home)
@@ -182,17 +186,18 @@ class OverlayDriver(NaiveDiff, Driver):
         if os.path.lexists(path):
             raise LayerExists(f"layer {layer_id} exists at {path}")
         below = None if parent is None else self.place(parent)
-        link = new_link()
-        with self._staging.directory() as scratch:
+        home = self.homes[-1 if creation.in_image_store else 0]
+        path, link = home / layer_id, new_link()
+        with Staging(home / "fsd").directory() as scratch:
             made = scratch / "layer"
             self._build(made, link, below, creation)
             if served is not None:
                 refer_to(served, made)
-            make_link(self.home, link, layer_id)
+            make_link(home, link, layer_id)
             try:
                 _publish(made, path)
             except BaseException:
-                (self.home / LINKS / link).unlink()
+                (home / LINKS / link).unlink()
                 raise
 
     def _build(self, made: Path, link: str, below: LayerPlace | None, creation: Creation) -> None:
@@ -224,7 +229,7 @@ class OverlayDriver(NaiveDiff, Driver):
         forced = self._settings.force_mask
         root.chmod(mode if forced is None else forced)
         if below is not None:
-            _copy_attributes(below.diff, root)
+            copy_attributes(below.diff, root)
         if forced is not None and OVERRIDE not in os.listxattr(root):
             os.setxattr(root, OVERRIDE, f"{owner[0]}:{owner[1]}:0{mode:o}".encode())
 
@@ -255,14 +260,15 @@ class OverlayDriver(NaiveDiff, Driver):
             LayerMounted: as far as this mount namespace can see.
         """
         place = self.place(layer_id)
-        if place.additional:
+        if place.home not in self.homes:
             raise LayerUnknown(f"layer {layer_id} is in the read-only store {place.home.parent}")
-        if is_mounted(place.merged):
-            raise LayerMounted(f"layer {layer_id} is mounted at {place.merged}")
+        for target in (place.merged, self._target(place)):
+            if is_mounted(target):
+                raise LayerMounted(f"layer {layer_id} is mounted at {target}")
         link, foreign = place.link(), additional_layer_path(place)
-        with self._staging.directory() as scratch:
+        with Staging(place.home / "fsd").directory() as scratch:
             _take_away(place.directory, scratch / "layer")
-            (self.home / LINKS / link).unlink(missing_ok=True)
+            (place.home / LINKS / link).unlink(missing_ok=True)
         if foreign is not None:
             AdditionalLayer(Path(foreign)).release()
 
@@ -274,8 +280,7 @@ class OverlayDriver(NaiveDiff, Driver):
         Mount options are added to those the driver was configured with. With mappings the layers below
         are shifted while they are mounted; the layer itself too unless it was made for the mappings.
         """
-        place = self.place(layer_id)
-        return self._views.open(place, self._target(place), mount)
+        return self._views.open(place := self.place(layer_id), self._target(place), mount)
 
     def put(self, layer_id: str) -> None:
         """Let go of the mount; the last one to do so unmounts it."""
@@ -294,8 +299,9 @@ class OverlayDriver(NaiveDiff, Driver):
         return True
 
     def layer_ids(self) -> Iterator[str]:
-        """Names of all layer directories in ``home``."""
-        yield from layer_names(self.home)
+        """Names of all layer directories, also in the image store."""
+        for home in self.homes:
+            yield from layer_names(home)
 
     def status(self) -> list[tuple[str, str]]:
         """What containers/storage prints: the filesystem below, and what the mounts can do."""
@@ -344,7 +350,12 @@ class OverlayDriver(NaiveDiff, Driver):
 
     def update_id_map(self, layer_id: str, old: IDMappings, new: IDMappings) -> None:
         """Rewrite every owner the layer shows, which copies up what it has from below."""
-        with self.mounted(layer_id) as tree:
+        place = self.place(layer_id)
+        if place.additional:  # others see such a layer read-only
+            view = self._views.private(replace(place, additional=False), DEFAULT_MOUNT)
+        else:
+            view = self.mounted(layer_id)
+        with view as tree:
             update_id_map(tree, old, new)
 
     def supports_shifting(self) -> bool:
@@ -383,7 +394,10 @@ class OverlayDriver(NaiveDiff, Driver):
     ) -> Applied:
         """Unpack into the layer's upper directory; through the mount while there is one."""
         place = self.place(layer_id)
-        if is_mounted(self._target(place)) or any(place.rotated()):
+        mounted = is_mounted(self._target(place))
+        if mounted and place.additional:
+            raise LayerMounted(f"layer {layer_id} is mounted, and layers of an image store are so read-only")
+        if mounted or any(place.rotated()):
             return super().apply_diff(layer_id, archive, mappings=mappings, tar_split=tar_split)
         with ExitStack() as stack:
             upper = stack.enter_context(directory(place.diff))
@@ -423,11 +437,17 @@ class OverlayDriver(NaiveDiff, Driver):
         path = additional_layer_path(self.place(layer_id))
         return AdditionalLayer(Path(path)) if path else None
 
-    def adopt(self, layer: AdditionalLayer, layer_id: str, parent: str | None = None) -> None:
+    def adopt(
+        self,
+        layer: AdditionalLayer,
+        layer_id: str,
+        parent: str | None = None,
+        creation: Creation = DEFAULT_CREATION,
+    ) -> None:
         """Make a layer of ours whose content stays in its store, which counts us as a user."""
         layer.use()
         try:
-            self._create(layer_id, parent, DEFAULT_CREATION, layer)
+            self._create(layer_id, parent, creation, layer)
         except BaseException:
             layer.release()
             raise
@@ -446,26 +466,6 @@ def _write(path: Path, text: str) -> None:
         os.fchmod(file.fileno(), 0o644)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _copy_attributes(source: Path, target: Path) -> None:
-    """Extended attributes, as far as both sides have them and but overlayfs's own, and times."""
-    prefix = xattr_prefix()
-    try:
-        names = os.listxattr(source)
-    except OSError as error:
-        if error.errno != errno.ENOTSUP:
-            raise
-        names = []
-    for name in names:
-        if not name.startswith(prefix):
-            try:
-                os.setxattr(target, name, os.getxattr(source, name))
-            except OSError as error:
-                if error.errno not in (errno.ENOTSUP, errno.EPERM):
-                    raise
-    status = source.stat()
-    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def _publish(made: Path, path: Path) -> None:

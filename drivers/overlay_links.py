@@ -134,8 +134,12 @@ def linked_layer(home: Path, entry: str) -> LayerPlace:
     return LayerPlace((home / LINKS / os.readlink(home / entry)).parent.resolve(), home)
 
 
-def lower_directories(entries: list[str], homes: list[Path]) -> list[tuple[Path, str]]:
+def lower_directories(entries: list[str], homes: list[Path], own: tuple[Path, ...]) -> list[tuple[Path, str]]:
     """Where each ``l/<link>`` is: the home that has it and the entry, in order.
+
+    Args:
+        homes: where to look.
+        own: where missing links may be made again.
 
     Raises:
         LayerUnknown: a link that is in no store, even after missing ones were made again.
@@ -143,8 +147,8 @@ def lower_directories(entries: list[str], homes: list[Path]) -> list[tuple[Path,
     found = []
     for entry in entries:
         home = next((home for home in homes if (home / entry).is_dir()), None)
-        if home is None and restore_links(homes[0]) and (homes[0] / entry).is_dir():
-            home = homes[0]
+        if home is None:
+            home = next((h for h in own if restore_links(h) and (h / entry).is_dir()), None)
         if home is None:
             raise LayerUnknown(f"lower layer {entry} is missing from {', '.join(map(str, homes))}")
         found.append((home, entry))

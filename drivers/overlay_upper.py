@@ -20,6 +20,7 @@ from drivers.syscalls import RESOLVE_BENEATH, RESOLVE_NO_SYMLINKS, openat2
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 _ABSENT = (FileNotFoundError, NotADirectoryError)
@@ -203,3 +204,23 @@ def get_mark(directory: int | bytes, attribute: str) -> bytes | None:
         if error.errno in _NO_ATTRIBUTE:
             return None
         raise
+
+
+def copy_attributes(source: Path, target: Path) -> None:
+    """Extended attributes, as far as both sides have them and but overlayfs's own, and times."""
+    prefix = xattr_prefix()
+    try:
+        names = os.listxattr(source)
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+        names = []
+    for name in names:
+        if not name.startswith(prefix):
+            try:
+                os.setxattr(target, name, os.getxattr(source, name))
+            except OSError as error:
+                if error.errno not in (errno.ENOTSUP, errno.EPERM):
+                    raise
+    status = source.stat()
+    os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))

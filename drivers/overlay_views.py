@@ -33,7 +33,7 @@ class _Held:
 
 @dataclass(frozen=True, slots=True)
 class _Names:
-    """Names of layers in mount options, short for those of the driver's own home."""
+    """Names of layers in mount options, short for those of one home: the options must fit a page."""
 
     home: Path
     views: dict[Path, Path]
@@ -50,13 +50,17 @@ class _Names:
 class Views:
     """Mounts layers at their mount points, counted per layer; thread-safe.
 
+    Args:
+        homes: the driver's own, and then the one in the image store.
+
     A mount another process made is used as it is. It is left alone when the last user here lets go,
     and unmounted by a release that no use here preceded, because mounting and unmounting may be two
     commands.
     """
 
-    def __init__(self, home: Path, options: OverlayOptions, staging: Staging) -> None:
-        self._home = home
+    def __init__(self, homes: tuple[Path, ...], options: OverlayOptions, staging: Staging) -> None:
+        self._home = homes[0]
+        self._own = homes
         self.options = options
         self._staging = staging
         self._held: dict[Path, _Held] = {}
@@ -93,7 +97,7 @@ class Views:
 
     @contextmanager
     def private(self, place: LayerPlace, mount: MountOptions) -> Iterator[Path]:
-        """A read-only mount nobody else sees the path of, for the length of the block."""
+        """A mount nobody else sees the path of, for the length of the block."""
         with self._staging.directory() as scratch:
             target = scratch / "merged"
             self.mount(place, target, mount)
@@ -152,7 +156,7 @@ class Views:
 
     def _lowers(self, place: LayerPlace) -> list[tuple[Path, str]]:
         found = []
-        for home, entry in lower_directories(place.lower(), self._homes(place)):
+        for home, entry in lower_directories(place.lower(), self._homes(place), self._own):
             found.append((home, entry))
             parts = linked_layer(home, entry).rotated()
             found += [(home, f"{entry}/../{part.name}") for part in parts]
@@ -163,27 +167,31 @@ class Views:
         entries = place.lower()
         if not entries:
             return None
-        [(home, entry)] = lower_directories(entries[:1], self._homes(place))
+        [(home, entry)] = lower_directories(entries[:1], self._homes(place), self._own)
         return replace(linked_layer(home, entry), additional=home != self._home)
 
     def _homes(self, place: LayerPlace) -> list[Path]:
-        return list(dict.fromkeys([place.home, self._home, *self.store_homes()]))
+        return list(dict.fromkeys([place.home, *self.homes()]))
 
     def lower_paths(self, place: LayerPlace) -> list[Path]:
         """The upper directories of the layers below, nearest first."""
         return [(home / entry).resolve() for home, entry in self._lowers(place)]
 
-    def store_homes(self) -> list[Path]:
-        """Overlay homes of the additional image stores."""
-        return [store / "overlay" for store in self.options.image_stores]
+    def homes(self) -> list[Path]:
+        """Where layers may be: the driver's own homes, then those of the additional image stores."""
+        return [*self._own, *(store / "overlay" for store in self.options.image_stores)]
 
     def _names(self, homes: list[Path], mappings: IDMappings, target: Path, temporary: ExitStack) -> _Names:
         """How to name the layers of each home: in place, or in a view of the home with shifted IDs.
 
         Views are needed while mounting only: an overlay holds on to its layers by itself.
+
+        Args:
+            homes: one for every layer of the mount.
         """
+        base = max(homes, key=homes.count)
         if not mappings:
-            return _Names(self._home, {})
+            return _Names(base, {})
         if self.options.mount_program:
             raise NotSupported("layers are mounted by overlay.mount_program, which shifts no IDs here")
         directory, views = target.parent / "mapped", {}
@@ -191,7 +199,7 @@ class Views:
         for number, home in enumerate(dict.fromkeys([self._home, *homes])):
             view = directory / str(number)
             views[home] = temporary.enter_context(mapped(home, mappings, view))
-        return _Names(self._home, views)
+        return _Names(base, views)
 
     def _words(self, words: tuple[str, ...], mount: MountOptions) -> tuple[str, ...]:
         extra = []

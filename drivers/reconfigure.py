@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+IMAGEROOT: Final = "imageroot"
+"""Key of the one option every driver has, which says where its layers are and does not change."""
 
 
 class Reconfigurable:
@@ -30,6 +34,7 @@ class Reconfigurable:
             BadOption, NotSupported: a driver cannot be opened with these options; nothing changed.
             OSError
         """
+        options = {key: value for key, value in options.items() if key != IMAGEROOT}
         self.take_options(options)
         changed = {k for k in {*self.options, *options} if self.options.get(k) != options.get(k)}
         kept = {key: value for key, value in self.options.items() if key not in self.live_options}

@@ -6,6 +6,8 @@ Works on any filesystem. Copies share blocks where the filesystem can (btrfs, xf
     dir/<id>        a layer
     fsd/<random>    a layer being made or deleted; a crash's are removed at the next open
 
+The image store has the same two below its own ``vfs``.
+
 A layer is copied under ``fsd`` and renamed to its ID when it is whole, and renamed back before it is
 deleted, so none is ever seen half made or half gone.
 """
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from drivers import selinux, syscalls
-from drivers.base import DEFAULT_CREATION, DEFAULT_MOUNT, Capabilities, Driver, check_layer_id
+from drivers.base import DEFAULT_CREATION, DEFAULT_MOUNT, Capabilities, Driver, check_layer_id, first_with
 from drivers.copytree import copy_tree
 from drivers.errors import BadLayerID, BadOption, LayerExists, LayerMounted, LayerUnknown
 from drivers.naive import NaiveDiff
@@ -53,10 +55,11 @@ class VfsDriver(NaiveDiff, Driver):
         super().__init__(home, options)
         self.take_options(self.options)
         self.layers = home / "dir"
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.layers.mkdir(mode=0o700, exist_ok=True)
-        self._staging = Staging(home / "fsd")
-        self._staging.sweep()
+        self._directories = tuple(own / "dir" for own in self.homes)
+        for directory in self._directories:
+            directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory.mkdir(mode=0o700, exist_ok=True)
+            self._staging(directory).sweep()
 
     def take_options(self, options: Mapping[str, str]) -> None:
         """Use other options; see the base class."""
@@ -69,9 +72,12 @@ class VfsDriver(NaiveDiff, Driver):
     # -- directories -------------------------------------------------------------------------------
 
     def path_of(self, layer_id: str) -> Path:
-        """Where a layer of that ID is, or would be, in the primary store; ``BadLayerID``."""
+        """Where a layer of that ID is, or would be in ``home``; ``BadLayerID``."""
         check_layer_id(layer_id)
-        return self.layers / layer_id
+        return first_with(self._directories, layer_id)
+
+    def _staging(self, layers: Path) -> Staging:
+        return Staging(layers.with_name("fsd"))
 
     def present(self, layer_id: str) -> Path:
         """The directory of a layer that exists here or in an additional store.
@@ -114,7 +120,8 @@ class VfsDriver(NaiveDiff, Driver):
         if os.path.lexists(path):
             raise LayerExists(f"layer {layer_id} exists at {path}")
         origin = None if source is None else self.present(source)
-        with self._staging.directory() as scratch:
+        path = self._directories[-1 if creation.in_image_store else 0] / layer_id
+        with self._staging(path.parent).directory() as scratch:
             made = scratch / "layer"
             _fill(made, origin, creation)
             if shift_from is not None:
@@ -125,7 +132,7 @@ class VfsDriver(NaiveDiff, Driver):
     def remove(self, layer_id: str) -> None:
         """Delete the layer's directory with everything in it."""
         path = self.path_of(layer_id)
-        with self._staging.directory() as scratch:
+        with self._staging(path.parent).directory() as scratch:
             try:
                 with _movable(path, scratch / "layer"):
                     path.rename(scratch / "layer")
@@ -161,11 +168,12 @@ class VfsDriver(NaiveDiff, Driver):
         return True
 
     def layer_ids(self) -> Iterator[str]:
-        """Names of all directories in ``dir``."""
-        with os.scandir(self.layers) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    yield entry.name
+        """Names of all directories in ``dir``, also in the image store."""
+        for directory in self._directories:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        yield entry.name
 
     def status(self) -> list[tuple[str, str]]:
         """The kernel's number of the filesystem below, and whether copies share blocks there."""

@@ -133,7 +133,7 @@ _fsd() {{
   COMPREPLY=()
   for ((at = 1; at < COMP_CWORD; at++)); do
     case ${{COMP_WORDS[at]}} in
-    -g|--graph|--root|-R|--run|--runroot|-s|--storage-driver|--storage-opt)
+    -g|--graph|--root|-R|--run|--runroot|--imagestore|-s|--storage-driver|--storage-opt)
       store+=("${{COMP_WORDS[at]}}" "${{COMP_WORDS[at + 1]}}"); ((at++)) ;;
     {takes}) ((at++)) ;;
     -*) ;;

@@ -137,6 +137,7 @@ def _flags(args: argparse.Namespace) -> list[str]:
     for flag, value in (
         ("--graph", args.graph),
         ("--run", args.run),
+        ("--imagestore", args.imagestore),
         ("--storage-driver", args.storage_driver),
     ):
         if value is not None:

@@ -44,6 +44,7 @@ def store_options(args: argparse.Namespace) -> StoreOptions:
         options,
         graphroot=os.path.realpath(args.graph or options.graphroot),
         runroot=os.path.realpath(args.run or options.runroot),
+        image_store=os.path.realpath(args.imagestore) if args.imagestore else options.image_store,
         driver=_driver(args, options),
         driver_priority=options.driver_priority or (BTRFS,),
         driver_options=options.driver_options if args.storage_opt is None else tuple(args.storage_opt),

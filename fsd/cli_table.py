@@ -131,6 +131,7 @@ class Verb:
 GLOBAL = (
     Option("-g --graph --root", "graphroot: persistent state of the store", "DIR", complete=FILE),
     Option("-R --run --runroot", "runroot: state lost at reboot", "DIR", complete=FILE),
+    Option("--imagestore", "split image store: images and their layers", "DIR", complete=FILE),
     Option("-s --storage-driver", "graph driver", "NAME", choices=()),
     Option("--storage-opt", "driver option (repeatable)", "OPT", many=True),
     Option("--json", "print JSON"),

@@ -91,7 +91,8 @@ async def _sweep_views(views: Views) -> None:
 
 def _watch(site: Site) -> Watch | None:
     try:
-        return Watch(path for table in TABLES if (path := site.store.table_directory(table)).is_dir())
+        homes = (home for table in TABLES for home in site.store.table_directories(table))
+        return Watch(home for home in homes if home.is_dir())
     except OSError as exc:
         log.warning("changes by others show up to %.0f s late: %s", WATCH_SECONDS, exc)
         return None

@@ -1,8 +1,9 @@
 """``mount.fuse.fsd``: what mount(8) runs for ``mount -t fuse.fsd SOURCE DIR`` and for a line of fstab.
 
 ``SOURCE`` is a graphroot, or a word such as ``fsd`` for the store that storage.conf names. Of the options,
-``graphroot=``, ``runroot=``, ``driver=``, ``allow_other``, ``no_pool`` and ``debug`` are fsd's own; those
-that every filesystem takes, or that are meant for mount or systemd, are accepted and change nothing.
+``graphroot=``, ``runroot=``, ``imagestore=``, ``driver=``, ``allow_other``, ``no_pool`` and ``debug`` are
+fsd's own; those that every filesystem takes, or that are meant for mount or systemd, are accepted and change
+nothing.
 
 Exit codes are mount's: 0 mounted, 1 wrong usage, 32 not mounted.
 """
@@ -16,7 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MOUNTED, USAGE, FAILED = 0, 1, 32
-FLAGS = {"graphroot": "--graph", "runroot": "--run", "driver": "--storage-driver"}
+FLAGS = {
+    "graphroot": "--graph",
+    "runroot": "--run",
+    "imagestore": "--imagestore",
+    "driver": "--storage-driver",
+}
 """Options with a value, and what they are called on fsd's command line."""
 WORDS = {"allow_other": "--allow-other", "no_pool": "--no-pool", "debug": "--debug"}
 IGNORED = frozenset(

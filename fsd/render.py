@@ -411,7 +411,7 @@ def config(subject: Subject) -> str:
             f"{subject.site.store.driver_name}{'' if options.driver else ' (chosen by the graphroot)'}",
         ),
         ("driver options", " ".join(options.driver_options)),
-        ("image store, only read", options.image_store),
+        ("image store" if subject.site.store.split else "image store, only read", options.split),
         ("additional image stores", " ".join(options.additional_image_stores)),
         ("in force after the next start", " ".join(subject.site.pending_options)),
         ("NOT IN FORCE AS IT IS NOW", " ".join(subject.site.unread_options.split())),

@@ -185,7 +185,7 @@ def _set_defaults(values: Values) -> StoreOptions | None:
     values["graph"] = options.graphroot
     values["run"] = options.runroot
     values["storage-driver"] = options.driver
-    values["storage-opt"] = list(options.options_for_driver())
+    values["storage-opt"] = list(options.driver_options)
     values["image-store"], values["transient-store"] = options.image_store, options.transient_store
     return options
 

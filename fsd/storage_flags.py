@@ -64,7 +64,7 @@ STORE_FLAGS = (
     Flag("debug D", bool, "Print debugging information"),
 )
 NEW_FLAGS = (
-    Flag("image-store", str, "Root of the separate image store"),
+    Flag("image-store imagestore", str, "Root of the separate image store"),
     Flag("transient-store", bool, "Transient store"),
 )
 """Flags of the newest version, taken but not shown by ``--help``, which is that of 1.43."""

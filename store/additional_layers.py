@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, BinaryIO
 
+from drivers.base import Creation
 from store import codec
 from store.creation import Creations
 from store.errors import BadRecord, LayerUnknown
@@ -105,10 +106,18 @@ class AdditionalLayers(Creations):
             tx.layers.check_id_free(layer_id)
             tx.layers.check_names(names)
             above = base.id if base else ""
-            self.driver.adopt(found.served, layer_id, above or None)
+            made = replace(
+                found.record,
+                id=layer_id,
+                parent=above,
+                names=names,
+                created=codec.now(),
+                in_image_store=self.split is not None,
+            )
+            how = Creation(in_image_store=made.in_image_store)
+            self.driver.adopt(found.served, layer_id, above or None, how)
             undo.callback(self.driver.remove, layer_id)
             self.driver.settle(layer_id)
-            made = replace(found.record, id=layer_id, parent=above, names=names, created=codec.now())
             tx.layers.add(made)
             tx.layers.flush()
             undo.pop_all()

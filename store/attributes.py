@@ -100,15 +100,13 @@ class Attributes(Queries):
 
     def _directory_of(self, record: Layer | Image | Container) -> Path:
         """Where an object's big data is, also in an additional store."""
+        if not record.read_only or isinstance(record, Container):
+            return self.data_directory(record)
         if isinstance(record, Layer):
-            homes = [t.layers.directory for t in (self.tables, *self.additional)]
-        elif isinstance(record, Image):
-            homes = [t.images.directory for t in (self.tables, *self.additional)]
+            homes = [tables.layers.directory for tables in (self.tables, *self.additional)]
         else:
-            homes = [self.tables.containers.directory]
-        if record.read_only:
-            homes = [home for home in homes if (home / record.id).is_dir()] or homes
-        return homes[0] / record.id
+            homes = [tables.images.directory for tables in (self.tables, *self.additional)]
+        return next((home for home in homes if (home / record.id).is_dir()), homes[0]) / record.id
 
     def _read_item(self, record: Layer | Image | Container, key: str) -> bytes:
         if key not in record.big_data_names:
@@ -180,7 +178,7 @@ class Attributes(Queries):
             record: Image = self._current(tx.images, wanted)
             known = digest(data) if callable(digest) else digest or ""
             record = bigdata.with_image_data(record, key, data, known)
-            bigdata.write(self.table_directory("images") / record.id, key, data)
+            bigdata.write(self.data_directory(record), key, data)
             tx.images.put(record)
 
     def list_container_big_data(self, key: str) -> list[str]:
@@ -227,7 +225,7 @@ class Attributes(Queries):
         bigdata.file_name(key)
         with self.transaction(containers="w") as tx:
             record: Container = self._current(tx.containers, wanted)
-            bigdata.write(self.table_directory("containers") / record.id, key, data)
+            bigdata.write(self.data_directory(record), key, data)
             tx.containers.put(bigdata.with_container_data(record, key, data))
 
     def list_layer_big_data(self, key: str) -> list[str]:
@@ -252,7 +250,7 @@ class Attributes(Queries):
         bigdata.file_name(key)
         with self.transaction(layers="w") as tx:
             record: Layer = self._current(tx.layers, wanted)
-            bigdata.write(self.table_directory("layers") / record.id, key, data)
+            bigdata.write(self.data_directory(record), key, data)
             tx.layers.put(replace(record, big_data_names=dedupe([*record.big_data_names, key])))
 
     # -- private directories ---------------------------------------------------------------------
@@ -263,7 +261,7 @@ class Attributes(Queries):
         Raises:
             ContainerUnknown, StoreReadOnly, OSError
         """
-        return self._private(self.table_directory("containers") / self.container(key).id)
+        return self._private(self.data_directory(self.container(key)))
 
     def container_run_directory(self, key: str) -> Path:
         """The container's private directory that a reboot empties; ``ContainerRunDirectory``.
@@ -279,7 +277,7 @@ class Attributes(Queries):
         Raises:
             ImageUnknown, StoreReadOnly, OSError
         """
-        return self._private(self.table_directory("images") / self._own_image(key).id)
+        return self._private(self.data_directory(self._own_image(key)))
 
     def image_run_directory(self, key: str) -> Path:
         """The image's private directory that a reboot empties; ``ImageRunDirectory``.

@@ -230,7 +230,9 @@ class Checks(Diffs, Deletions, Staging):
             if any(broken.id.endswith(".json") for broken in view.broken):
                 continue
             ids = set(view.by_id) | {broken.id for broken in view.broken} | staged
-            for path in sorted(self.table_directory(table).iterdir()):
+            if table == "layers":  # the tar-split data of layers of an image store that is only read is here
+                ids |= {layer_id for more in self.layer_views()[1:] for layer_id in more.by_id}
+            for path in sorted(path for home in self.table_directories(table) for path in home.iterdir()):
                 split = _TAR_SPLIT.fullmatch(path.name)
                 name = split[1] if split else path.name
                 is_own = ID.fullmatch(name) and (split or path.is_dir())

@@ -33,8 +33,8 @@ class StoreOptions:
         driver_options: ``<driver>.<key>=<value>`` texts.
         driver_priority: drivers to try first when none is named.
         additional_image_stores: graphroots of read-only stores whose images are usable here.
-        image_store: graphroot of a split image store; empty if images are in ``graphroot``. It is read, like
-            the additional ones, and new images go into ``graphroot``.
+        image_store: graphroot of a split image store, where images and their layers are made; empty if they
+            are made in ``graphroot``.
         uidmap, gidmap: mapping of layers that ask for none; empty is the identity.
         root_auto_userns_user: whose subordinate IDs automatic user namespaces take; empty is ``containers``.
         auto_userns_min_size, auto_userns_max_size: bounds of an automatic user namespace, in IDs.
@@ -69,14 +69,25 @@ class StoreOptions:
     sources: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
-    def options_for_driver(self) -> tuple[str, ...]:
-        """``driver_options``, with the split image store as the first of the stores to look in."""
-        if not self.image_store or os.path.abspath(self.image_store) == os.path.abspath(self.graphroot):
+    @property
+    def split(self) -> str:
+        """``image_store`` as an absolute path; empty if there is none, or it is the graphroot."""
+        split = os.path.abspath(self.image_store) if self.image_store else ""
+        return "" if split == os.path.abspath(self.graphroot) else split
+
+    def options_for_driver(self, *, writable_split: bool = True) -> tuple[str, ...]:
+        """``driver_options``, and where the split image store is.
+
+        Args:
+            writable_split: whether layers are made there; else it is the first of the stores to look in.
+        """
+        if not self.split:
             return self.driver_options
+        if writable_split:
+            return (*self.driver_options, *(f"{name}.imageroot={self.split}" for name in _OURS))
         given = dict(option.split("=", 1) for option in self.driver_options if "=" in option)
-        keys = [f"{name}.imagestore" for name in ("btrfs", "overlay", "vfs")]
-        split = os.path.abspath(self.image_store)
-        stores = [",".join(filter(None, (split, given.get(key)))) for key in keys]
+        keys = [f"{name}.imagestore" for name in _OURS]
+        stores = [",".join(filter(None, (self.split, given.get(key)))) for key in keys]
         return (*self.driver_options, *map("=".join, zip(keys, stores, strict=True)))
 
 
@@ -126,6 +137,7 @@ _GENERIC: Final = {
 """Driver options that may stand in ``[storage.options]``, and the drivers that know them.
 
 containers/storage 1.43 gives them to whatever driver is configured, which breaks btrfs."""
+_OURS: Final = ("btrfs", "overlay", "vfs")
 _DRIVERS: Final = ("btrfs", "overlay", "vfs", "zfs", "aufs", "thinpool")
 _UNSUPPORTED: Final = {
     ("storage.options", "ostree_repo"),
@@ -369,7 +381,7 @@ def _driver_options(tables: dict[str, Any], stores: tuple[str, ...]) -> Iterator
         if value := tables.get("options", {}).get(key):
             options |= {f"{driver}.{key}": value for driver in drivers}
     if stores:
-        options |= {f"{driver}.imagestore": ",".join(stores) for driver in ("btrfs", "overlay", "vfs")}
+        options |= {f"{driver}.imagestore": ",".join(stores) for driver in _OURS}
     if layer_stores := tables.get("options", {}).get("additionallayerstores"):
         options["overlay.additionallayerstore"] = ",".join(layer_stores)
     for driver in _DRIVERS:

@@ -105,5 +105,5 @@ class ContainerTable(Table[Container, ContainerView, ContainerDraft]):
             read_only=read_only,
             volatile_file=True,
             volatile_directory=transient,
-            lock_directory=transient,
+            lock_directories=() if transient is None else (transient,),
         )

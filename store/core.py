@@ -23,11 +23,11 @@ from store.errors import BadValue, IncompleteOptions, LockTimeout, StoreReadOnly
 from store.images import ImageDraft, ImageTable
 from store.layers import LayerDraft, LayerTable, LayerView, MountView
 from store.lockfile import LockFile
+from store.records import Container, Image, Layer
 
 if TYPE_CHECKING:
     from drivers.base import Driver
     from drivers.idmap import IDMappings
-    from store.records import Layer
 
 Access = Literal["r", "w"] | None
 T = TypeVar("T")
@@ -62,6 +62,7 @@ class StoreCore:
 
     Attributes:
         graphroot, runroot: persistent state, and state lost at reboot.
+        split: the split image store, if it can be written: images and their layers are made there.
         tables: the primary store's tables.
         read_only: the store's directories cannot be written.
 
@@ -76,6 +77,7 @@ class StoreCore:
         self.graphroot = Path(os.path.abspath(self.options.graphroot))
         self.runroot = Path(os.path.abspath(self.options.runroot))
         self.read_only = not self._prepare_directories(self.graphroot, self.runroot)
+        self.split = self._writable_split()
         self.storage_lock = LockFile.get(self.graphroot / "storage.lock", read_only=self.read_only)
         self.userns_lock = LockFile.get(self.graphroot / "userns.lock", read_only=self.read_only)
         self._driver: Driver | None = None
@@ -104,7 +106,12 @@ class StoreCore:
 
     def driver_texts(self, options: StoreOptions) -> tuple[str, ...]:
         """What a driver is told of a store's options: ``<driver>.<key>=<value>`` each."""
-        return (*options.options_for_driver(), f"overlay.runroot={self.runroot}")
+        given = options.options_for_driver(writable_split=self.split is not None)
+        return (*given, f"overlay.runroot={self.runroot}")
+
+    def _writable_split(self) -> Path | None:
+        path = self.image_store
+        return path if path is not None and not self.read_only and self._prepare_directories(path) else None
 
     def _likely_driver(self) -> str:
         """The name of the driver that will be opened, if that is certain without opening it."""
@@ -136,20 +143,29 @@ class StoreCore:
         return True
 
     @property
+    def image_store(self) -> Path | None:
+        """The split image store, if there is one; ``ImageStore``."""
+        return Path(self.options.split) if self.options.split else None
+
+    @property
     def transient_store(self) -> bool:
         """Whether a reboot empties the store of its containers; ``TransientStore``."""
         return self.options.transient_store
 
-    @property
-    def image_store(self) -> Path | None:
-        """The split image store, if there is one; ``ImageStore``. It is read, not written."""
-        given = self.options.image_store
-        path = Path(os.path.abspath(given)) if given else None
-        return None if path == self.graphroot else path
-
     def table_directory(self, kind: str) -> Path:
         """``<graphroot>/<driver>-<kind>``; ``kind`` is ``layers``, ``images`` or ``containers``."""
         return self.graphroot / f"{self.driver_name}-{kind}"
+
+    def split_directory(self, kind: str) -> Path | None:
+        """``<image store>/<driver>-<kind>``, if layers or images are made there."""
+        if self.split is None or kind == "containers":
+            return None
+        return self.split / f"{self.driver_name}-{kind}"
+
+    def table_directories(self, kind: str) -> list[Path]:
+        """Where a table's files and the data of its objects are: in the graphroot, and in the image store."""
+        split = self.split_directory(kind)
+        return [self.table_directory(kind), *([] if split is None else [split])]
 
     def run_directory(self, kind: str) -> Path:
         """``<runroot>/<driver>-<kind>``."""
@@ -159,7 +175,8 @@ class StoreCore:
         kinds = ("layers", "images", "containers")
         if not self.read_only:
             self._prepare_directories(
-                *(self.table_directory(kind) for kind in kinds), self.run_directory("layers")
+                *(home for kind in kinds for home in self.table_directories(kind)),
+                self.run_directory("layers"),
             )
         transient = self.run_directory("containers") if self.transient_store else None
         if transient is not None and not self.read_only:
@@ -170,12 +187,17 @@ class StoreCore:
                 self.run_directory("layers"),
                 read_only=self.read_only,
                 transient=self.transient_store,
+                image_directory=self.split_directory("layers"),
             ),
-            ImageTable(self.table_directory("images"), read_only=self.read_only),
+            ImageTable(
+                self.table_directory("images"),
+                read_only=self.read_only,
+                image_directory=self.split_directory("images"),
+            ),
             ContainerTable(self.table_directory("containers"), read_only=self.read_only, transient=transient),
         )
         if not self.read_only:
-            for lock in (tables.layers.lock, tables.images.lock, tables.containers.lock):
+            for lock in (*tables.layers.locks, *tables.images.locks, *tables.containers.locks):
                 if not lock.path.exists():
                     lock.touch()
         return tables
@@ -187,6 +209,8 @@ class StoreCore:
         split = [] if self.image_store is None else [self.image_store]
         others = self.driver.additional_image_stores() if mentioned else ()
         for root in dict.fromkeys([*split, *others, *configured]):
+            if root == self.split:
+                continue
             name = self.driver_name
             run = root / f"{name}-layers"
             yield Tables(
@@ -305,19 +329,37 @@ class StoreCore:
             with suppress(DriverLayerUnknown):
                 self.driver.remove(layer.id)
             remove_tree(self.tar_split_path(layer.id))
-            remove_tree(self.table_directory("layers") / layer.id)
+            remove_tree(self.layer_directory(layer.id))
         draft.remove(layer.id)
         draft.flush()
 
     # -- paths -----------------------------------------------------------------------------------
 
     def tar_split_path(self, layer_id: str) -> Path:
-        """Where a layer's tar-split data is, if it has any."""
-        return self.table_directory("layers") / f"{layer_id}.tar-split.gz"
+        """Where a layer's tar-split data is, or would be."""
+        return self._layer_file(f"{layer_id}.tar-split.gz")
+
+    def data_directory(self, record: Layer | Image | Container) -> Path:
+        """Where the big data of an object of this store is, or would be."""
+        if isinstance(record, Layer):
+            return self.layer_directory(record.id)
+        if isinstance(record, Container):
+            return self.table_directory("containers") / record.id
+        split = self.split_directory("images") if record.in_image_store else None
+        return (split or self.table_directory("images")) / record.id
+
+    def layer_directory(self, layer_id: str) -> Path:
+        """Where a layer's big data is, or would be."""
+        return self._layer_file(layer_id)
+
+    def _layer_file(self, name: str) -> Path:
+        """In the graphroot, as containers/storage has it, unless the image store was a store of its own."""
+        path, split = self.table_directory("layers") / name, self.split_directory("layers")
+        return split / name if split is not None and not path.exists() and (split / name).exists() else path
 
     def tar_split_paths(self, layer_id: str) -> list[Path]:
         """Where a layer's tar-split data may be, in all stores."""
-        homes = [tables.layers.directory for tables in (self.tables, *self.additional)]
+        homes = [*self.table_directories("layers"), *(tables.layers.directory for tables in self.additional)]
         return [home / f"{layer_id}.tar-split.gz" for home in homes]
 
     def digest_lock(self, digest: str) -> LockFile:

@@ -88,7 +88,7 @@ class Creations(AutomaticMappings):
         if id:
             self.tables.layers.peek().check_free(check_id(id))
         with self.prepare_staged_layer(
-            archive, parent=parent, mount_label=mount_label, options=options
+            archive, parent=parent, mount_label=mount_label, writeable=writeable, options=options
         ) as staged:
             return self.apply_staged_layer(staged, id=id, names=names), staged.size
 
@@ -109,6 +109,7 @@ class Creations(AutomaticMappings):
             metadata=options.metadata,
             flags=dict(options.flags),
             created=codec.now(),
+            in_image_store=self.split is not None and not writeable,
         )
         with self.transaction(layers="w", containers="r") as tx, ExitStack() as undo:
             base = self.parent_layer(tx, parent) if parent else None
@@ -177,6 +178,7 @@ class Creations(AutomaticMappings):
             metadata=metadata,
             created=options.created,
             flags=dict(options.flags),
+            in_image_store=self.split is not None,
         )
         image, inherited = self._over_read_only(given)
         items = [*inherited, *(BigData(*item) for item in options.big_data)]
@@ -187,7 +189,7 @@ class Creations(AutomaticMappings):
                 image = replace(image, layer=self._top_layer(tx, layer))
             tx.images.check_id_free(image.id)
             tx.images.check_names(image.names)
-            directory = self.table_directory("images") / image.id
+            directory = self.data_directory(image)
             for item in items:
                 undo.callback(durable.remove_tree, directory)
                 bigdata.write(directory, item.key, item.data)
@@ -342,7 +344,7 @@ class Creations(AutomaticMappings):
         return layer
 
     def _container_data(self, container: Container, items: Iterable[BigData], undo: ExitStack) -> Container:
-        directory = self.table_directory("containers") / container.id
+        directory = self.data_directory(container)
         for item in items:
             undo.callback(durable.remove_tree, directory)
             bigdata.write(directory, item.key, item.data)

@@ -212,13 +212,14 @@ class Deletions(StoreCore):
                 tx.containers.add(container)
                 tx.containers.flush()
                 raise
-        remove_tree(self.table_directory("containers") / container.id)
+        remove_tree(self.data_directory(container))
         remove_tree(self.run_directory("containers") / container.id)
 
     def _drop_image_record(self, tx: Transaction, image: Image) -> None:
         tx.images.remove(image.id)
         tx.images.flush()
-        remove_tree(self.table_directory("images") / image.id)
+        for home in self.table_directories("images"):
+            remove_tree(home / image.id)
         remove_tree(self.run_directory("images") / image.id)
 
     def _drop_layer(self, tx: Transaction, layer: Layer) -> None:

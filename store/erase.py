@@ -48,4 +48,4 @@ def remove_big_data(store: Store, record: Layer | Image | Container, key: str) -
         draft.put(replace(current, **changed))
         draft.flush()
         with suppress(FileNotFoundError):
-            (store.table_directory(table) / record.id / bigdata.file_name(key)).unlink()
+            (store.data_directory(current) / bigdata.file_name(key)).unlink()

@@ -330,7 +330,7 @@ def _remove(store: Store, layer_id: str) -> None:
     """Remove what belonged to the record of a layer."""
     store.driver.remove(layer_id)
     store.tar_split_path(layer_id).unlink(missing_ok=True)
-    remove_tree(store.table_directory("layers") / layer_id)
+    remove_tree(store.layer_directory(layer_id))
 
 
 def end_fill(store: Store, intent: Intent) -> None:

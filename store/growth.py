@@ -96,7 +96,10 @@ class Growth(Queries):
     ) -> Layer:
         """:meth:`grow_layer` for a record that was checked before, and may be in the draft already."""
         creation = Creation(
-            mount_label=layer.mount_label, storage_opts=options.storage_opts, mappings=mappings
+            mount_label=layer.mount_label,
+            storage_opts=options.storage_opts,
+            mappings=mappings,
+            in_image_store=layer.in_image_store,
         )
         parent = base.id if base is not None else None
         try:
@@ -149,6 +152,7 @@ class Growth(Queries):
             created=layer.created,
             metadata=layer.metadata or template.metadata,
             flags=layer.flags,
+            in_image_store=layer.in_image_store,
             big_data_names=(),
             extra=(),
         )
@@ -208,7 +212,7 @@ class Growth(Queries):
 
     def add_layer_data(self, layer: Layer, items: Iterable[BigData], undo: ExitStack) -> Layer:
         """Store big data of a new layer; gives the record that lists it."""
-        directory = self.table_directory("layers") / layer.id
+        directory = self.layer_directory(layer.id)
         for item in items:
             undo.callback(durable.remove_tree, directory)
             bigdata.write(directory, item.key, item.data)

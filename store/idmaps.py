@@ -113,7 +113,13 @@ class AutomaticMappings(Staging):
         mappings = IDMappings(
             () if options.host_uidmap else options.uidmap, () if options.host_gidmap else options.gidmap
         )
-        copy = Layer(id=new_id(), created=codec.now(), parent=top.parent, mount_label=top.mount_label)
+        copy = Layer(
+            id=new_id(),
+            created=codec.now(),
+            parent=top.parent,
+            mount_label=top.mount_label,
+            in_image_store=top.in_image_store,
+        )
         how = LayerOptions(template=top.id, uidmap=mappings.uids, gidmap=mappings.gids)
         base = self.layer_in(tx, top.parent) if top.parent else None
         with ExitStack() as undo:

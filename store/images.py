@@ -75,7 +75,26 @@ class ImageDraft(Draft[Image]):
 
 
 class ImageTable(Table[Image, ImageView, ImageDraft]):
-    """``images.json`` in ``<graphroot>/<driver>-images``."""
+    """``images.json`` in ``<graphroot>/<driver>-images``, and in the split image store.
 
-    def __init__(self, directory: Path, *, read_only: bool = False) -> None:
-        super().__init__(directory, "images", Image, ImageView, ImageDraft, read_only=read_only)
+    Args:
+        image_directory: ``<image store>/<driver>-images``, whose lock is taken first.
+    """
+
+    def __init__(
+        self, directory: Path, *, read_only: bool = False, image_directory: Path | None = None
+    ) -> None:
+        super().__init__(
+            directory,
+            "images",
+            Image,
+            ImageView,
+            ImageDraft,
+            read_only=read_only,
+            image_directory=image_directory,
+            lock_directories=(*filter(None, [image_directory]), directory),
+        )
+
+    def is_shadow(self, record: Image, first: Image) -> bool:
+        """Whether a tool that only reads one of the two stores copied the image to the other to rename it."""
+        return record.in_image_store != first.in_image_store

@@ -197,16 +197,23 @@ class LayerDraft(Draft[Layer]):
 
 
 class LayerTable(Table[Layer, LayerView, LayerDraft]):
-    """``layers.json`` and ``volatile-layers.json`` with ``mountpoints.json``.
+    """``layers.json``, ``volatile-layers.json``, those of the split image store, and ``mountpoints.json``.
 
     Args:
         directory: ``<graphroot>/<driver>-layers``.
         run_directory: ``<runroot>/<driver>-layers``, where the mounts are.
         transient: keep the volatile file there too.
+        image_directory: ``<image store>/<driver>-layers``, whose lock is taken second.
     """
 
     def __init__(
-        self, directory: Path, run_directory: Path, *, read_only: bool = False, transient: bool = False
+        self,
+        directory: Path,
+        run_directory: Path,
+        *,
+        read_only: bool = False,
+        transient: bool = False,
+        image_directory: Path | None = None,
     ) -> None:
         super().__init__(
             directory,
@@ -217,6 +224,8 @@ class LayerTable(Table[Layer, LayerView, LayerDraft]):
             read_only=read_only,
             volatile_file=True,
             volatile_directory=run_directory if transient else None,
+            image_directory=image_directory,
+            lock_directories=(directory, *filter(None, [image_directory])),
         )
         self.mounts: Table[MountPoint, MountView, MountDraft] = Table(
             run_directory, "mountpoints", MountPoint, MountView, MountDraft, durable=False

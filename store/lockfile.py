@@ -17,6 +17,8 @@ import os
 import struct
 import threading
 import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -269,6 +271,34 @@ class LockFile:
             raise RuntimeError(f"{self.path} is not locked exclusively by this thread")
         os.pwrite(hold.fd, token, 0)
         return token
+
+
+class LockSet:
+    """Lock files that are held together and always taken in this order."""
+
+    def __init__(self, locks: Iterable[LockFile]) -> None:
+        self._locks = tuple(locks)
+
+    @contextmanager
+    def reading(self, timeout: float | None = None) -> Iterator[None]:
+        """Hold all shared, waiting for each as :meth:`LockFile.reading` does."""
+        with ExitStack() as held:
+            for lock in self._locks:
+                held.enter_context(lock.reading(timeout))
+            yield
+
+    @contextmanager
+    def writing(self, timeout: float | None = None) -> Iterator[None]:
+        """Hold all exclusively, waiting for each as :meth:`LockFile.writing` does."""
+        with ExitStack() as held:
+            for lock in self._locks:
+                held.enter_context(lock.writing(timeout))
+            yield
+
+    def stamp(self) -> None:
+        """Stamp all, whichever data changed: tools look at one of them only."""
+        for lock in self._locks:
+            lock.stamp()
 
 
 def _holds(pid: int, wanted: os.stat_result) -> bool:

@@ -38,9 +38,8 @@ def locks(store: Store) -> Iterator[Lock]:
 
 def _paths(store: Store) -> Iterator[Path]:
     homes = [store.graphroot, store.runroot]
-    homes += [
-        directory(table) for table in TABLES for directory in (store.table_directory, store.run_directory)
-    ]
+    for table in TABLES:
+        homes += [*store.table_directories(table), store.run_directory(table)]
     for home in homes:
         yield from sorted(home.glob("*.lock"))
 

@@ -237,7 +237,7 @@ class Orphans:
         if orphan.key not in self._unrecorded():
             raise OrphanUnknown(f"layer {orphan.key} has a record now, or somebody uses it")
         self._store.driver.remove(orphan.key)
-        remove_tree(self._store.table_directory("layers") / orphan.key)
+        remove_tree(self._store.layer_directory(orphan.key))
         self._store.tar_split_path(orphan.key).unlink(missing_ok=True)
 
 

@@ -75,6 +75,8 @@ class Layer:
     """Comes from an additional, read-only store."""
     volatile: bool = False
     """Is kept in the table's volatile file, which a reboot may lose."""
+    in_image_store: bool = False
+    """Is kept in the split image store, and so is its tree."""
 
     @property
     def created_ns(self) -> int:
@@ -117,6 +119,8 @@ class Image:
     read_only: bool = False
     """Comes from an additional, read-only store."""
     volatile: bool = False
+    in_image_store: bool = False
+    """Is kept in the split image store, and so is its big data."""
 
     @property
     def created_ns(self) -> int:
@@ -349,10 +353,13 @@ def _open_twin(cls: type[Any]) -> tuple[type[Any], dict[str, Any]]:
 _TWINS: Final = {cls: _open_twin(cls) for cls in SCHEMAS}
 
 
-def decode(cls: type[R], value: Any) -> R:
+def decode(cls: type[R], value: Any, marks: tuple[str, ...] = ()) -> R:
     """The record for one parsed JSON object.
 
     Keys are matched without regard to case and ``null`` means absent, as Go's decoder does it.
+
+    Args:
+        marks: attributes that are true because of where the record comes from.
 
     Raises:
         BadRecord: not an object, no ``id``, or a value of the wrong type.
@@ -362,6 +369,8 @@ def decode(cls: type[R], value: Any) -> R:
     decoders = _DECODERS[cls]
     twin, defaults = _TWINS[cls]
     made = defaults.copy()
+    for mark in marks:
+        made[mark] = True
     if not value.keys() <= decoders.keys():
         value, extra = _sort_out(cls, value)
         if extra:

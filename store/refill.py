@@ -103,9 +103,12 @@ def _exchange(store: Store, tx: Transaction, layer: Layer, staged: Layer) -> Lay
         flags=layer.flags,
         created=layer.created,
         volatile=layer.volatile,
+        in_image_store=layer.in_image_store,
         extra=layer.extra,
     )
-    creation = Creation(mount_label=layer.mount_label, mappings=layer.mappings)
+    creation = Creation(
+        mount_label=layer.mount_label, mappings=layer.mappings, in_image_store=layer.in_image_store
+    )
     parent = layer.parent or None
     tx.layers.flag_incomplete(layer)
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Set
 from itertools import chain
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 from store import codec
 from store.durable import FileState, file_state
@@ -13,6 +13,10 @@ from store.records import Identified, encode
 from store.replacing import Kept, Replacement, prepare
 
 R = TypeVar("R", bound=Identified)
+
+VOLATILE: Final = "volatile"
+IN_IMAGE_STORE: Final = "in_image_store"
+"""Marks: see :attr:`Segment.mark`."""
 
 
 class Broken(NamedTuple):
@@ -41,19 +45,20 @@ class Segment(Generic[R]):
         "_positions",
         "_source",
         "items",
+        "mark",
         "path",
         "place",
         "state",
         "tight",
         "unreadable",
-        "volatile",
     )
 
-    def __init__(self, path: Path, volatile: bool) -> None:
+    def __init__(self, path: Path, mark: str = "") -> None:
         self.path = path
         self.place = path
         """Where the file is now: under another name until it is put in place."""
-        self.volatile = volatile
+        self.mark = mark
+        """Attribute that the records of this file have, and those of the table's main file have not."""
         self.state = FileState()
         self.items: list[R | Broken] = []
         self.unreadable = ""
@@ -141,7 +146,7 @@ class Segment(Generic[R]):
         self, replaced: Mapping[int, R], removed: Set[int], added: Iterable[R], *, durable: bool
     ) -> tuple[Segment[R], Replacement]:
         """This file with other items, and its content, complete but not in place yet."""
-        result = Segment[R](self.path, self.volatile)
+        result = Segment[R](self.path, self.mark)
         items, pieces = list(self.items), list(self.pieces)
         for number, record in replaced.items():
             items[number], pieces[number] = record, encode(record)
@@ -163,6 +168,13 @@ class Segment(Generic[R]):
         )
         result.state, result.place, result.tight = made.state, made.temporary, True
         return result, made
+
+    def set_duplicate_aside(self, number: int, table: str) -> Broken:
+        """Let an item count as broken whose ID another record before it has."""
+        item = self.items[number]
+        broken = Broken(table, item.id, "another record before it has the same ID", self.pieces[number])
+        self.items[number] = broken
+        return broken
 
     def _positions_after(self, removed: Set[int], items: list[R | Broken]) -> dict[str, int]:
         """Where the records of ``items`` are, which differ from ours at the end and where some went."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from drivers.base import Snapshots
+    from drivers.snapshots import Snapshots
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@+-]*")
 TIMESTAMP = "%Y%m%dT%H%M%SZ"

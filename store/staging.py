@@ -67,9 +67,13 @@ class Staging(Growth):
         *,
         parent: str | None = None,
         mount_label: str = "",
+        writeable: bool = False,
         options: LayerOptions = DEFAULT_LAYER,
     ) -> StagedLayer:
         """Unpack a layer archive without holding any lock of the store; ``PrepareStagedLayer``.
+
+        Args:
+            writeable: the layer will be a container's, and so is not made in the split image store.
 
         Raises:
             ParentUnknown, ParentIsContainer, MalformedArchive, HostileArchive, BadValue, StoreReadOnly,
@@ -80,7 +84,11 @@ class Staging(Growth):
         with self.transaction(layers="r", containers="r") as tx:
             base = self.parent_layer(tx, parent) if parent else None
         layer = Layer(
-            id=new_id(), parent=base.id if base else "", mount_label=mount_label, created=codec.now()
+            id=new_id(),
+            parent=base.id if base else "",
+            mount_label=mount_label,
+            created=codec.now(),
+            in_image_store=self.split is not None and not writeable,
         )
         mappings = self.layer_mappings(options, base)
         with ExitStack() as resources:
@@ -143,7 +151,10 @@ class Staging(Growth):
         tx.layers.check_id_free(layer.id)
         tx.layers.check_names(layer.names)
         how = Creation(
-            mount_label=layer.mount_label, storage_opts=options.storage_opts, mappings=layer.mappings
+            mount_label=layer.mount_label,
+            storage_opts=options.storage_opts,
+            mappings=layer.mappings,
+            in_image_store=layer.in_image_store,
         )
         for attempt in (1, 2):
             try:

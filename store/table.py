@@ -13,17 +13,17 @@ import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from store.durable import ABSENT, read_with_state
 from store.errors import BadRecord, DuplicateID, StoreReadOnly
-from store.lockfile import LockFile
+from store.lockfile import LockFile, LockSet
 from store.records import Identified, decode
 from store.replacing import Replacement, replace_file
 from store.saving import Staged
-from store.segment import Broken, Segment
+from store.segment import IN_IMAGE_STORE, VOLATILE, Broken, Segment
+from store.view import settle_names
 
 if TYPE_CHECKING:
     from store.view import View
@@ -142,8 +142,8 @@ class Draft(Generic[R]):
         self._unsaved |= self._table.settled
         staged = Staged(self._table, self, self._segments, frozenset(self._unsaved), self.view)
         try:
-            for segment in self._segments:
-                staged.segments.append(self._write(segment, anyway, staged.replacements))
+            written = {s.path: self._write(s, anyway, staged.replacements) for s in self._in_saving_order()}
+            staged.segments = [written[segment.path] for segment in self._segments]
         except BaseException:
             for made in staged.replacements:
                 made.discard()
@@ -151,6 +151,23 @@ class Draft(Generic[R]):
         self._segments = staged.segments
         self._unsaved.clear()
         return staged
+
+    def _in_saving_order(self) -> list[Segment[R]]:
+        """The image store's file first when a record there gets a name that one elsewhere has, else last.
+
+        So whoever dies between the two leaves a name with its old or its new owner, since the image store's
+        counts, and of an image that was in both the one that counts.
+        """
+        first = self._segments[0]
+        if first.mark != IN_IMAGE_STORE or any(self._gains_a_name(first, i) for i in self._unsaved):
+            return self._segments
+        return [*self._segments[1:], first]
+
+    def _gains_a_name(self, segment: Segment[R], record_id: str) -> bool:
+        number, record = segment.positions.get(record_id), self._records.get(record_id)
+        if number is None or record is None:
+            return False
+        return not set(getattr(record, "names", ())) <= set(getattr(segment.items[number], "names", ()))
 
     def restore(self, segments: list[Segment[R]], unsaved: frozenset[str]) -> None:
         """What was staged is not put in place: the files are as they were, and the changes unsaved."""
@@ -167,17 +184,22 @@ class Draft(Generic[R]):
         for record_id in self._in_order(self._unsaved):
             record, number = self._records.get(record_id), segment.positions.get(record_id)
             if number is not None and record is not None:
-                replaced[number] = record
+                if self._is_first(segment, record_id):
+                    replaced[number] = record
             elif number is not None:
                 removed.add(number)
             elif record is not None and self._is_new_in(segment, record):
                 added.append(record)
-        if not (replaced or removed or added) and (segment.volatile or not anyway):
+        if not (replaced or removed or added) and (segment.mark or not anyway):
             return segment
-        durable = self._table.durable and not segment.volatile
+        durable = self._table.durable and segment.mark != VOLATILE
         result, replacement = segment.changed(replaced, removed, added, durable=durable)
         made.append(replacement)
         return result
+
+    def _is_first(self, segment: Segment[R], record_id: str) -> bool:
+        """Whether no file before this one has the record, which is the one that counts then."""
+        return next(other for other in self._segments if record_id in other.positions) is segment
 
     def _is_dropped(self, item: R | Broken) -> bool:
         return isinstance(item, Broken) and item in self._dropped
@@ -189,7 +211,7 @@ class Draft(Generic[R]):
         return [*(i for i in self._records if i in ids), *(ids - self._records.keys())]
 
     def _is_new_in(self, segment: Segment[R], record: R) -> bool:
-        if getattr(record, "volatile", False) != segment.volatile:
+        if any(getattr(record, mark, False) != (mark == segment.mark) for mark in (VOLATILE, IN_IMAGE_STORE)):
             return False
         return all(record.id not in other.positions for other in self._segments)
 
@@ -199,11 +221,12 @@ class Table(Generic[R, V, D]):
 
     Args:
         directory: where its files are.
+        image_directory: where the split image store's are, which come first (FORMAT 1.1).
         name: ``layers``, ``images``, ``containers`` or ``mountpoints``.
         record_type: class of its records.
         view_type, draft_type: what queries and changes it.
-        lock_path: the lock file; ``<name>.lock`` beside the files otherwise.
-        volatile_directory, lock_directory: where those files are, if not there too.
+        volatile_directory: where that file is, if not there too.
+        lock_directories: where lock files are, if not there too; they are taken in this order.
         durable: whether a save waits for the disk; off for state a reboot loses anyhow.
     """
 
@@ -219,7 +242,8 @@ class Table(Generic[R, V, D]):
         durable: bool = True,
         volatile_file: bool = False,
         volatile_directory: Path | None = None,
-        lock_directory: Path | None = None,
+        image_directory: Path | None = None,
+        lock_directories: tuple[Path, ...] = (),
     ) -> None:
         self.directory = directory
         self.name = name
@@ -228,10 +252,14 @@ class Table(Generic[R, V, D]):
         self.draft_type = draft_type
         self.read_only = read_only
         self.durable = durable
-        self.lock = LockFile.get((lock_directory or directory) / f"{name}.lock", read_only=read_only)
-        self._files = [(directory / f"{name}.json", False)]
+        homes = lock_directories or (directory,)
+        self.locks = tuple(LockFile.get(home / f"{name}.lock", read_only=read_only) for home in homes)
+        self.lock = self.locks[0] if len(self.locks) == 1 else LockSet(self.locks)
+        self._files = [(directory / f"{name}.json", "")]
+        if image_directory is not None:
+            self._files.insert(0, (image_directory / f"{name}.json", IN_IMAGE_STORE))
         if volatile_file:
-            self._files.append(((volatile_directory or directory) / f"volatile-{name}.json", True))
+            self._files.append(((volatile_directory or directory) / f"volatile-{name}.json", VOLATILE))
         self.settled: frozenset[str] = frozenset()
         """Records that lost a name to a later one, which the file does not show yet."""
         self.saving = False
@@ -243,7 +271,7 @@ class Table(Generic[R, V, D]):
     @property
     def path(self) -> Path:
         """The table's main file."""
-        return self._files[0][0]
+        return self.directory / f"{self.name}.json"
 
     def peek(self) -> V:
         """The table now, without any lock; costs a stat per file when nothing changed."""
@@ -259,8 +287,8 @@ class Table(Generic[R, V, D]):
             if loaded is not None and all(segment.fresh for segment in old.values()):
                 return loaded
             segments = [
-                old[path] if path in old and old[path].fresh else self._parse(path, volatile, old.get(path))
-                for path, volatile in self._files
+                old[path] if path in old and old[path].fresh else self._parse(path, mark, old.get(path))
+                for path, mark in self._files
             ]
             self._loaded = (segments, self._build(segments))
             return self._loaded
@@ -316,13 +344,14 @@ class Table(Generic[R, V, D]):
 
     # -- parsing ---------------------------------------------------------------------------------
 
-    def _parse(self, path: Path, volatile: bool, older: Segment[R] | None) -> Segment[R]:
-        segment = Segment[R](path, volatile)
+    def _parse(self, path: Path, mark: str, older: Segment[R] | None) -> Segment[R]:
+        segment = Segment[R](path, mark)
+        marks = tuple(filter(None, (mark, "read_only" if self.read_only else "")))
         data, segment.state = read_with_state(path)
         collecting = gc.isenabled()
         gc.disable()  # it would search the growing list for cycles again and again: half of the time
         try:
-            segment.parse(data, older, lambda value, number: self._item(value, segment, number))
+            segment.parse(data, older, lambda value, number: self._item(value, segment, number, marks))
         except (ValueError, RecursionError) as error:
             segment.unreadable = str(error) or "nested too deeply"
         finally:
@@ -330,16 +359,13 @@ class Table(Generic[R, V, D]):
                 gc.enable()
         return segment
 
-    def _item(self, value: Any, segment: Segment[R], number: int) -> R | Broken:
+    def _item(self, value: Any, segment: Segment[R], number: int, marks: tuple[str, ...]) -> R | Broken:
         try:
-            record = decode(self.record_type, value)
+            return decode(self.record_type, value, marks)
         except BadRecord as error:
             shown = value.get("id") if isinstance(value, dict) else None
             name = shown if isinstance(shown, str) and shown else f"{segment.path.stem}-{number}"
             return Broken(self.name, name, str(error), segment.text_of(number))
-        if segment.volatile:
-            return _replace(record, volatile=True)
-        return _replace(record, read_only=True) if self.read_only else record
 
     def _build(self, segments: list[Segment[R]]) -> V:
         by_id: dict[str, R] = {}
@@ -352,41 +378,18 @@ class Table(Generic[R, V, D]):
                 if not isinstance(item, Broken):
                     if by_id.setdefault(item.id, item) is item:
                         continue
-                    item = _duplicate(self.name, segment, number, item)
+                    if self.is_shadow(item, by_id[item.id]):
+                        continue
+                    item = segment.set_duplicate_aside(number, self.name)
                 broken.append(item)
-        self.settled = frozenset(_settle_names(by_id))
+        self.settled = frozenset(settle_names(by_id))
         return self.view_type(by_id, tuple(broken), _changed_ns(segments))
+
+    def is_shadow(self, record: R, first: R) -> bool:
+        """Whether two files may have a record of this ID, of which the first counts."""
+        return False
 
 
 def _changed_ns(segments: list[Segment[Any]]) -> int:
     """When the files were last replaced; 0 if there are none."""
     return max((segment.state.mtime_ns for segment in segments), default=0)
-
-
-def _replace(record: R, **changes: Any) -> R:
-    """``dataclasses.replace`` for a record whose class only the caller knows."""
-    anything: Any = record
-    changed: R = replace(anything, **changes)
-    return changed
-
-
-def _duplicate(table: str, segment: Segment[Any], number: int, item: Any) -> Broken:
-    """Set a second record of one ID aside; the first one counts."""
-    broken = Broken(table, item.id, "another record before it has the same ID", segment.pieces[number])
-    segment.items[number] = broken
-    return broken
-
-
-def _settle_names(by_id: dict[str, Any]) -> list[str]:
-    """Where several records claim a name the last one has it (FORMAT 2.5); gives the IDs of the others."""
-    claims = [name for record in by_id.values() if (names := getattr(record, "names", ())) for name in names]
-    if len(claims) == len(set(claims)):
-        return []
-    losers = []
-    owner: Final = {name: record.id for record in by_id.values() for name in record.names}
-    for record in list(by_id.values()):
-        names = tuple(dict.fromkeys(name for name in record.names if owner[name] == record.id))
-        if names != record.names:
-            by_id[record.id] = replace(record, names=names)
-            losers.append(record.id)
-    return losers

@@ -28,6 +28,7 @@ from drivers.base import NAME_MAX
 from store import codec, durable
 from store.errors import BadRecord, TrashUnknown
 from store.records import Container, Image, Layer, decode, encode
+from store.segment import IN_IMAGE_STORE, VOLATILE
 from store.snapshots import TIMESTAMP
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ Record = Container | Image | Layer
 COMPLETE: Final = "entry.json"
 PENDING: Final = "pending.json"
 PURGING: Final = "purging.json"
+_MARKS: Final = (VOLATILE, IN_IMAGE_STORE)
 _CLASSES: Final[dict[str, type[Record]]] = {"containers": Container, "images": Image, "layers": Layer}
 
 
@@ -181,12 +183,12 @@ def _fields(entry: Entry) -> dict[str, Any]:
 
 def _packed(record: Record) -> dict[str, Any]:
     """The record's own JSON as text, and which file of its table it was in."""
-    return {"json": encode(record), "volatile": getattr(record, "volatile", False)}
+    return {"json": encode(record), **{mark: getattr(record, mark, False) for mark in _MARKS}}
 
 
 def _unpacked(cls: type[Any], value: dict[str, Any]) -> Any:
-    record = decode(cls, codec.loads(value["json"].encode()))
-    return replace(record, volatile=True) if value["volatile"] else record
+    marks = tuple(mark for mark in _MARKS if value.get(mark))
+    return decode(cls, codec.loads(value["json"].encode()), marks)
 
 
 def _parse(entry_id: str, value: Any) -> Entry:

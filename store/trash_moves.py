@@ -6,12 +6,15 @@ no bookkeeping of its own.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import shutil
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from drivers.copytree import copy_tree
 from drivers.errors import DriverError, LayerExists
 from drivers.errors import LayerUnknown as DriverLayerUnknown
 from store.durable import remove_tree, sync_filesystem
@@ -113,7 +116,7 @@ class Moves:
         """Paths in the store, and in the entry, of all files that belong to it and to no one else."""
         directory = self._entries.directory(entry.id)
         if entry.kind != "layers":
-            yield self._store.table_directory(entry.kind) / entry.object_id, directory / "data"
+            yield self._store.data_directory(entry.record), directory / "data"
             yield self._store.run_directory(entry.kind) / entry.object_id, self._run_directory(entry.id)
         for layer in entry.layers:
             if tx.layers.get(layer.id) is None:
@@ -125,7 +128,7 @@ class Moves:
         return self._store.runroot / "fsd" / "trash" / entry_id
 
     def _layer_files(self, layer_id: str) -> tuple[Path, Path]:
-        return self._store.table_directory("layers") / layer_id, self._store.tar_split_path(layer_id)
+        return self._store.layer_directory(layer_id), self._store.tar_split_path(layer_id)
 
     # -- back ----------------------------------------------------------------------------------
 
@@ -151,6 +154,8 @@ class Moves:
         return layer
 
     def _restorable_image(self, tx: Transaction, entry: Entry, record: Image, name: str | None) -> Image:
+        if self._store.split is None:
+            record = replace(record, in_image_store=False)
         names = record.names if name is None else (normalize(name),)
         live = tx.images.get(record.id)
         if live is not None and (live.digest, live.layer) != (record.digest, record.layer):
@@ -199,7 +204,8 @@ class Moves:
         """The layer's record as it fits into the store now."""
         found = layer.parent in own or self._store.catalog().layer(layer.parent) is not None
         free = tuple(name for name in layer.names if tx.layers.view.by_name(name) is None)
-        return replace(layer, parent=layer.parent if found else "", names=free)
+        split = layer.in_image_store and self._store.split is not None
+        return replace(layer, parent=layer.parent if found else "", names=free, in_image_store=split)
 
     def _return_content(self, entry: Entry, layer_id: str) -> None:
         key, driver = f"{entry.id}/{layer_id}", self._store.driver
@@ -250,7 +256,21 @@ def _check_absent(live: Record | None, entry: Entry) -> None:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Rename what exists."""
-    if os.path.lexists(source):
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Rename what exists, or copy it: the image store may be on another mount of the filesystem."""
+    if not os.path.lexists(source):
+        return
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
         os.rename(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        copy = target.with_name(f".tmp-{target.name}")
+        remove_tree(copy)
+        if source.is_dir():
+            copy.mkdir(mode=0o700)
+            copy_tree(source, copy)
+        else:
+            shutil.copy2(source, copy)
+        os.rename(copy, target)
+        remove_tree(source)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Final, Generic, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from store.errors import DuplicateID
 from store.records import Identified
@@ -139,3 +140,22 @@ class View(Generic[R]):
     def resolve(self, text: str) -> R | None:
         """Look up by ID, then name, then unique ID prefix, as containers/storage does (FORMAT 2.5)."""
         return self.get(text) or self.by_name(text) or self.by_prefix(text)
+
+
+def settle_names(by_id: dict[str, Any]) -> list[str]:
+    """Where several records claim a name the last one has it (FORMAT 2.5); gives the IDs of the others.
+
+    A record in the split image store counts as later than any other.
+    """
+    claims = [name for record in by_id.values() if (names := getattr(record, "names", ())) for name in names]
+    if len(claims) == len(set(claims)):
+        return []
+    losers = []
+    ranked = sorted(by_id.values(), key=lambda record: getattr(record, "in_image_store", False))
+    owner: Final = {name: record.id for record in ranked for name in record.names}
+    for record in list(by_id.values()):
+        names = tuple(dict.fromkeys(name for name in record.names if owner[name] == record.id))
+        if names != record.names:
+            by_id[record.id] = replace(record, names=names)
+            losers.append(record.id)
+    return losers

@@ -197,9 +197,12 @@ def test_unsupported_keys_are_named(tmp_path):
 def test_split_image_store(tmp_path, table):
     options = load(tmp_path, f'[{table}]\nimagestore = "/i"\n')
     assert (options.image_store, options.warnings) == ("/i", ())
-    assert set(options.options_for_driver()) == {f"{n}.imagestore=/i" for n in ("btrfs", "overlay", "vfs")}
-    more = replace(options, driver_options=("vfs.imagestore=/more",)).options_for_driver()
-    assert more[-1] == "vfs.imagestore=/i,/more"
+    drivers = ("btrfs", "overlay", "vfs")
+    assert set(options.options_for_driver()) == {f"{name}.imageroot=/i" for name in drivers}
+    read = options.options_for_driver(writable_split=False)
+    assert set(read) == {f"{name}.imagestore=/i" for name in drivers}
+    more = replace(options, driver_options=("vfs.imagestore=/more",))
+    assert more.options_for_driver(writable_split=False)[-1] == "vfs.imagestore=/i,/more"
     assert replace(options, graphroot="/i").options_for_driver() == ()
 
 

@@ -61,7 +61,10 @@ def test_mount_runs_the_helper_and_umount_ends_it(btrfs_root, rootfs_tar, tmp_pa
             ["/g", "/mnt", "-sn", "-o", "runroot=/r,allow_other"],
             ["up", "--graph", "/g", "--run", "/r", "--allow-other", "/mnt"],
         ),
-        (["fsd", "/mnt", "-o", "graphroot=/g"], ["up", "--graph", "/g", "/mnt"]),
+        (
+            ["fsd", "/mnt", "-o", "graphroot=/g,imagestore=/i"],
+            ["up", "--graph", "/g", "--imagestore", "/i", "/mnt"],
+        ),
         (["fsd", "/mnt", "-f"], None),
     ],
 )

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from drivers.base import MountOptions
+from drivers.base import Creation, MountOptions
 from drivers.errors import (
     BadOption,
+    LayerMounted,
     LayerUnknown,
     NotSupported,
     PrerequisitesMissing,
@@ -240,6 +241,42 @@ def test_additional_image_store_serves_layers_below(
     with pytest.raises(LayerUnknown, match="read-only store"):
         driver.remove("b")
     assert sorted(map(str, shared.home.rglob("*"))) == before
+
+
+def test_more_layers_of_the_image_store_than_a_page_of_options_names(
+    btrfs_dir: Path, opened: Callable[..., OverlayDriver]
+) -> None:
+    split = btrfs_dir / "a-long-name-of-a-directory" / "in-which-images-are"
+    driver = opened(btrfs_dir / "own", imageroot=str(split), runroot=str(btrfs_dir / "run"))
+    layers = [str(number) for number in range(60)]
+    for parent, layer in zip([None, *layers], layers, strict=False):
+        driver.create(layer, parent, Creation(in_image_store=True))
+    driver.apply_diff("0", archive("at-the-bottom"))
+    driver.create_read_write("c", layers[-1])
+    assert (driver.path_of("c").parent, driver.path_of("7").parent) == (driver.home, split / "overlay")
+    with driver.mounted("c") as tree:
+        assert os.listdir(tree) == ["at-the-bottom"]
+        (tree / "new").touch()
+    assert [change.path for change in driver.changes("c", layers[-1])] == [b"/new"]
+
+
+def test_links_lost_in_the_image_store_are_made_again(
+    btrfs_dir: Path, opened: Callable[..., OverlayDriver]
+) -> None:
+    driver = opened(btrfs_dir / "own", imageroot=str(btrfs_dir / "split"), runroot=str(btrfs_dir / "run"))
+    driver.create("a", None, Creation(in_image_store=True))
+    driver.create_read_write("c", "a")
+    for link in (btrfs_dir / "split/overlay/l").iterdir():
+        link.unlink()
+    with driver.mounted("c"), driver.mounted("a") as tree:
+        assert tree.is_relative_to(btrfs_dir / "run")
+        with pytest.raises(LayerMounted):
+            driver.apply_diff("a", archive("late"))
+        with pytest.raises(LayerMounted):
+            driver.remove("a")
+    driver.remove("a")
+    assert list(driver.layer_ids()) == ["c"]
+    assert os.listdir(btrfs_dir / "split/overlay") == ["l"]
 
 
 def test_layer_place_without_link_is_unknown(driver: OverlayDriver) -> None:

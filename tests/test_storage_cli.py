@@ -171,6 +171,25 @@ def test_storage_conf_counts_where_no_flag_says_which_store_is_meant(
     assert ("uidmap" in json.loads(storage("layers", "-j"))[0]) is mapped
 
 
+def test_split_image_store_is_given_by_a_flag(btrfs_dir: Path, rootfs_tar: Path) -> None:
+    where = ["-g", btrfs_dir / "g", "-R", btrfs_dir / "r", "-s", "vfs"]
+    split = ["--imagestore", btrfs_dir / "i"]
+
+    def fsd(*words: str | Path) -> str:
+        argv = [sys.executable, "-m", "fsd", *map(str, words)]
+        return subprocess.run(argv, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+
+    fsd(*where, *split, "import", rootfs_tar, "web")
+    fsd(*where, *split, "storage", "create-layer", "-r", "-i", IDS["A"])
+    fsd("storage", *where, *split, "create-layer", "-i", IDS["B"])
+    assert IDS["A"] in os.listdir(btrfs_dir / "i/vfs/dir")
+    assert os.listdir(btrfs_dir / "g/vfs/dir") == [IDS["B"]], "without -r it is made like a container's"
+    for words in ([*where, *split, "storage", "images"], ["storage", *where, "images", *split]):
+        assert "localhost/web:latest" in fsd(*words)
+    assert "localhost/web:latest" in fsd(*where, *split, "images")
+    assert fsd(*where, "storage", "images") == ""
+
+
 def test_deletion_rules_hold_for_names_too(btrfs_dir: Path, files: dict[str, str]) -> None:
     ours = Side(start_ours, btrfs_dir / "s", "vfs", files)
     assert ours.start("create-layer -i {A} -n base")()[0] == 0

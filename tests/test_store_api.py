@@ -44,12 +44,13 @@ def test_every_public_method_is_in_the_table():
     internal = {
         "add_layer_data", "additional_tables", "adjust_owners", "ask_guard", "can_shift", "catalog",
         "check_image_unused", "check_writable", "check_layer_unused", "clean_incomplete", "clean_staging",
-        "driver_texts", "discard_layer", "fill_layer", "grow_layer", "grow_tree", "image_layer_for",
-        "layer_in",
+        "data_directory", "driver_texts", "discard_layer", "fill_layer", "grow_layer", "grow_tree",
+        "image_layer_for", "layer_directory", "layer_in",
         "layer_mappings", "layer_of", "layer_views", "mounts_now", "object_of", "parent_layer",
         "run_directory",
-        "leftover_paths", "put_found", "settle_mappings", "staged_ids", "table_directory", "tar_split_path",
-        "tar_split_paths", "transaction", "unmapped_copy", "unmapped_layer",
+        "leftover_paths", "put_found", "settle_mappings", "split_directory", "staged_ids",
+        "table_directories", "table_directory", "tar_split_path", "tar_split_paths", "transaction",
+        "unmapped_copy", "unmapped_layer",
     }  # fmt: skip
     container = {name for name in public if "container_big_data" in name}
     assert public - internal - container == set(METHODS) & public

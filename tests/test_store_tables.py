@@ -289,7 +289,7 @@ def test_peer_change_is_read_by_what_changed(store, options, monkeypatch):
     decoded: list[str] = []
     real = records.decode
 
-    def counted(cls, value):
+    def counted(cls, value, *marks):
         decoded.append(value["id"])
         return real(cls, value)
 

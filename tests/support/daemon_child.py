@@ -1,4 +1,6 @@
-"""The daemon as a test runs it: ``GRAPHROOT RUNROOT MOUNTPOINT [--fail HANDLER:NAME] [--driver NAME]``.
+"""The daemon as a test runs it: ``GRAPHROOT RUNROOT MOUNTPOINT [OPTION VALUE]…``.
+
+``--driver`` and ``--imagestore`` say what the store is.
 
 ``--fail lookup:boom`` makes that handler raise ``KeyError`` when it is asked for ``boom``.
 """
@@ -19,8 +21,13 @@ def main(graphroot: str, runroot: str, mountpoint: str, *options: str) -> int:
     given = dict(zip(options[::2], options[1::2], strict=True))
     if "--fail" in given:
         _break(*given["--fail"].split(":"))
-    driver = given.get("--driver", "btrfs")
-    with Store(StoreOptions(graphroot=Path(graphroot), runroot=Path(runroot), driver=driver)) as store:
+    wanted = StoreOptions(
+        graphroot=Path(graphroot),
+        runroot=Path(runroot),
+        driver=given.get("--driver", "btrfs"),
+        image_store=given.get("--imagestore", ""),
+    )
+    with Store(wanted) as store:
         return daemon.run(store, Path(mountpoint), ready=lambda: print("READY", flush=True))
 
 
