@@ -62,7 +62,9 @@ def pair_of(subject: Subject) -> Pair:
 def _sizes(subject: Subject) -> Sizes:
     """Sizes of both files; a listing asks for them one after the other."""
     site, pair = subject.site, pair_of(subject)
-    return site.live.once(("differences", pair.key), lambda: site.diffs.sizes(pair))
+    return site.live.once(
+        ("differences", pair.key), lambda: site.diffs.sizes(pair, final=not is_written(subject))
+    )
 
 
 def _changes_size(subject: Subject) -> int:
@@ -92,9 +94,26 @@ def archive(subject: Subject) -> Content:
     return exact or subject.site.diffs.archive(pair_of(subject))
 
 
-CHANGES = LargeFile(_changes_size, _changes)
-DIFF = LargeFile(archive_size, archive)
-DIFF_OF_LAYER = LargeFile(archive_size, archive, LayerUpload)
+def is_written(subject: Subject) -> bool:
+    """Whether somebody may write to the tree compared: a container, or a layer nothing is built on yet."""
+    if not isinstance(subject, LayerSubject | ImageSubject):
+        return True
+    layer, catalog = layer_of(subject), subject.site.now.catalog
+    used = catalog.children(layer.id) or catalog.images_on(layer.id)
+    return not used or bool(catalog.containers_on(layer.id))
+
+
+def guard(subject: Subject) -> tuple[str, int] | None:
+    """The subvolume and its generation, for as long as the sizes hold; ``None`` if they are not of now."""
+    generation = _sizes(subject).generation
+    if generation is None or isinstance(subject, PartSubject | PairSubject):
+        return None
+    return str(subject.site.store.driver.path_of(layer_of(subject).id)), generation
+
+
+CHANGES = LargeFile(_changes_size, _changes, unseen=is_written, guard=guard)
+DIFF = LargeFile(archive_size, archive, unseen=is_written, guard=guard)
+DIFF_OF_LAYER = LargeFile(archive_size, archive, LayerUpload, is_written, guard)
 
 
 # -- diff/A..B ---------------------------------------------------------------------------------

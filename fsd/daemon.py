@@ -77,6 +77,7 @@ def run(
     plane = Plane(plane_mount(mountpoint, allow_other=allow_other), noise=NOISE)
     site.plane = plane
     mount = _Mount(mountpoint, foreground, ready, load)
+    site.errors.told = plane.failed
     views = _views(site, plane, bursts, allow_other=allow_other)
 
     def configure(container: str, choice: str) -> None:
@@ -158,10 +159,11 @@ class _Mount:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._until_signal)
             nursery.start_soon(self._announce)
-            nursery.start_soon(follow, site, operations.inodes, operations.views)
+            nursery.start_soon(follow, site, operations)
             nursery.start_soon(operations.views.exports.serve)
             if self._load is not None:
                 nursery.start_soon(follow_options, site, self._load)
+            nursery.start_soon(operations.publisher.serve)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
 

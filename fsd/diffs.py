@@ -9,11 +9,12 @@ last was) until the background has measured it. Reading always compares when not
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import OrderedDict
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -22,13 +23,13 @@ from drivers.errors import DriverError
 from fsd.budget import Budget
 from fsd.contents import Archive, Content, Opened, Rendered
 from store.comparison import Side, compared, describe_changes, generation_of
-from store.durable import file_state
 from store.errors import StoreError
 from store.state import Size
 from store.virtual import of_stream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from drivers.tarindex import SeekableDiff
     from store.records import Layer
@@ -64,8 +65,12 @@ class Sizes:
 
     changes: int
     archive: int
+    generation: int | None = None
+    """Of the new tree, where they are those of now; they hold until that changes."""
 
 
+_ANY_TIME = -1
+"""In the place of a generation: the trees did not change when that was found, and will not."""
 _NOTHING = Sizes(0, EMPTY_ARCHIVE)
 
 
@@ -80,21 +85,43 @@ class Differences:
         self._sizes: dict[str, tuple[int, Sizes]] = {}
         self._wanted: OrderedDict[str, Pair] = OrderedDict()
         self._lock = threading.Lock()
+        self._glancing = threading.local()
+        self.changed: Callable[[str], object] = lambda layer_id: None
+        """Told of layers whose sizes are known better now."""
         self._working: dict[str, threading.Lock] = {}
+
+    @contextmanager
+    def glancing(self, on: bool = True) -> Iterator[None]:
+        """A block in which this thread asks for too many sizes to compare anything for them."""
+        self._glancing.on = on
+        try:
+            yield
+        finally:
+            self._glancing.on = False
 
     # -- what is shown -------------------------------------------------------------------------
 
-    def sizes(self, pair: Pair) -> Sizes:
-        """The sizes as far as they can be had cheaply; never walks a tree."""
-        stamp = self._stamp(pair)
+    def sizes(self, pair: Pair, *, final: bool = False) -> Sizes:
+        """The sizes as far as they can be had cheaply; never walks a tree.
+
+        Args:
+            final: nobody writes to the trees any more, so that what was found once holds.
+        """
+        if final and pair.key in self._sizes:
+            return self._sizes[pair.key][1]
+        new = None if final else generation_of(self._store, pair.new)  # first: a write may come in between
         if self._untouched(pair):
-            return _NOTHING
+            if final:
+                self._sizes[pair.key] = _ANY_TIME, _NOTHING
+            return replace(_NOTHING, generation=new)
+        stamp = self._stamp(pair)
         known = self._known(pair, stamp)
         if known is not None and known[0] == stamp:
-            return known[1]
-        if stamp is not None and pair.old is not None and self._budget.left > 0:
+            return _current(known[1], stamp)
+        glancing = getattr(self._glancing, "on", False)
+        if stamp is not None and pair.old is not None and not glancing and self._budget.left > 0:
             with self._budget.spending():
-                return self._compare(pair)[1]
+                return _current(self._compare(pair)[1], stamp)
         if stamp is not None:
             self._want(pair)
         return known[1] if known else Sizes(0, 0)
@@ -193,6 +220,7 @@ class Differences:
         with self._lock:
             self._texts[pair.key] = generation, text
             self._texts.move_to_end(pair.key)
+            before = self._sizes.get(pair.key)
             self._sizes[pair.key] = generation, sizes
             kept = sum(len(data) for _, data in self._texts.values())
             while kept > KEPT_BYTES and len(self._texts) > 1:
@@ -202,11 +230,18 @@ class Differences:
             for kind, count in (("changes", sizes.changes), ("diff", sizes.archive)):
                 row = Size(bytes=count, generation=stamp, measured_ns=now)
                 self._state.put_size(f"{kind}/{pair.key}", row)
+        if before is None or before[1] != sizes:
+            self.changed(pair.new.layer)
         return sizes
 
     def _want(self, pair: Pair) -> None:
         with self._lock:
             self._wanted[pair.key] = pair
+
+
+def _current(sizes: Sizes, stamp: int | None) -> Sizes:
+    """Sizes of now, with the generation they belong to."""
+    return sizes if stamp is None else replace(sizes, generation=stamp >> _GENERATION_BITS)
 
 
 # -- archives layers were made from ----------------------------------------------------------------
@@ -226,8 +261,14 @@ def has_exact_archive(store: Store, layer: Layer) -> bool:
 
 
 def _tar_split(store: Store, layer: Layer) -> str:
-    paths = store.tar_split_paths(layer.id)
-    return next((str(path) for path in paths if file_state(path).size > 0), "")
+    return next((str(path) for path in store.tar_split_paths(layer.id) if _size_of(path) > 0), "")
+
+
+def _size_of(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
 
 
 @contextmanager

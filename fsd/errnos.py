@@ -109,11 +109,14 @@ class ErrorRing:
         self._failures: deque[Failure] = deque(maxlen=size)
         self.total = 0
         """How many there ever were."""
+        self.told: Callable[[list[int]], object] = lambda nodes: None
+        """Told of the nodes there is a text about, whenever there is another."""
 
     def add(self, failure: Failure) -> None:
         """Remember a failure; the oldest one goes when the ring is full."""
         self._failures.append(failure)
         self.total += 1
+        self.told(list(dict.fromkeys(kept.inode for kept in list(self._failures))))
         log.info("%s", failure)
 
     def text_for(self, inode: int) -> str | None:

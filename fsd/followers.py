@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from fsd.bursts import Bursts
     from fsd.inodes import Inodes
     from fsd.live import Now, Table
+    from fsd.operations import Operations
+    from fsd.publisher import Publisher
     from fsd.site import Site
     from fsd.views import Views
 
@@ -43,10 +45,11 @@ SIZE_BUDGET = 0.5
 """For how many seconds sizes are measured at a time."""
 
 
-async def follow(site: Site, inodes: Inodes, views: Views) -> None:
+async def follow(site: Site, operations: Operations) -> None:
     """Run every follower until cancelled."""
+    inodes, views = operations.inodes, operations.views
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_follow_tables, site, inodes)
+        nursery.start_soon(_follow_tables, site, inodes, operations.publisher)
         nursery.start_soon(_sweep_views, views)
         nursery.start_soon(_follow_choices, site, inodes)
         nursery.start_soon(_every, MEASURE_SECONDS, site.diffs.measure_wanted)
@@ -61,7 +64,7 @@ async def follow(site: Site, inodes: Inodes, views: Views) -> None:
                 nursery.start_soon(_follow_changes, site, views.bursts)
 
 
-async def _follow_tables(site: Site, inodes: Inodes) -> None:
+async def _follow_tables(site: Site, inodes: Inodes, publisher: Publisher) -> None:
     """Let the kernel forget what it knows of a listing as soon as the listing changes, by whoever."""
     before, saving = site.now, False
     with contextlib.ExitStack() as stack:
@@ -74,6 +77,7 @@ async def _follow_tables(site: Site, inodes: Inodes) -> None:
             saving = site.store.saving  # our own change, which shows when it is saved: look again soon
             now = site.now
             if now is not before:
+                publisher.outdate()
                 site.events.compare(before, now)
                 _invalidate(before, now, inodes)
                 before = now

@@ -47,7 +47,8 @@ def _files(layout: ImageSubject | RepositorySubject) -> Mapping[str, VirtualFile
     layouts = layout.site.layouts
     if isinstance(layout, RepositorySubject):
         return layouts.repository(layout.name)
-    return layouts.files(layout.id)
+    live = layout.site.live
+    return live.once(("layout", layout.id), lambda: layouts.files(layout.id))
 
 
 def _archive(image: ImageSubject) -> VirtualFile:

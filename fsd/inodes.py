@@ -41,12 +41,13 @@ _GROUPS = REAL_TREES // _PLACES
 class _Group:
     """What the kernel holds of one entry and its fixed entries; counts are of lookups, by place."""
 
-    __slots__ = ("counts", "generation", "lookups", "node")
+    __slots__ = ("counts", "generation", "lookups", "node", "published")
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.lookups = 0
         self.generation = 0
+        self.published = False
         self.counts: array[int] | None = None
 
     def count(self, place: int) -> int:
@@ -69,7 +70,7 @@ class _Group:
         self.counts[at] = count
 
     def held(self) -> int:
-        """How many of its places the kernel holds."""
+        """How many of its places the kernel holds, as far as that is counted here."""
         fixed = len(self.counts) - self.counts.count(0) if self.counts is not None else 0
         return fixed + bool(self.lookups)
 
@@ -95,20 +96,43 @@ class Inodes:
     def remember(self, node: Node) -> pyfuse3.InodeT:
         """Count one lookup the kernel is about to hold, and return the node's number."""
         number = self.number(node)
-        index, place = divmod(number, _PLACES)
+        place = number % _PLACES
+        group = self._entered(number, node)
+        group.set(place, group.count(place) + 1)
+        return number
+
+    def _entered(self, number: int, node: Node) -> _Group:
+        """The group of a node, made if there is none."""
+        index = number // _PLACES
         group = self._groups.get(index)
         if group is None:
             owner, _ = _split(node)
             group = self._groups[index] = _Group(owner)
             if owner.key != self._root and _hashed(owner.key) != index:
                 self._probed[owner.key] = index
-        group.set(place, group.count(place) + 1)
+        return group
+
+    def publish(self, node: Node) -> pyfuse3.InodeT:
+        """The plane counts lookups of the node and its fixed entries too, until :meth:`retract`."""
+        number = self.number(node)
+        self._entered(number, node).published = True
         return number
+
+    def retract(self, numbers: Iterable[int], lookups: Iterable[tuple[int, int]]) -> None:
+        """The plane counts no more for these nodes; ``lookups`` are what it counted, by number."""
+        for number, count in lookups:
+            group, place = self._groups[number // _PLACES], number % _PLACES
+            group.set(place, group.count(place) + count)
+        for number in numbers:
+            index = number // _PLACES
+            if index in self._groups:
+                self._groups[index].published = False
+                self._drop_unheld(index)
 
     def node(self, number: int) -> Node:
         """The node of a number the kernel holds; ``KeyError`` if it never was told of it."""
         group, place = self._groups[number // _PLACES], number % _PLACES
-        if not group.count(place):
+        if not group.count(place) and not group.published:
             raise KeyError(number)
         return group.node if place == _ITSELF else group.node.kind.fixed(group.node, place - _FIRST_FIXED)
 
@@ -116,21 +140,24 @@ class Inodes:
         """The number of the node of that key, if the kernel holds it."""
         group = self._group(key)
         place = _ITSELF
-        if group not in self._groups or not self._groups[group].lookups:
+        if not self._may_hold(group, _ITSELF):
             owner, _, name = key.rpartition("/")
             group = self._group(owner)
-            if group not in self._groups:
-                return None
-            at = self._groups[group].node.kind.place(name)
-            if at is None or not self._groups[group].count(at + _FIRST_FIXED):
+            at = self._groups[group].node.kind.place(name) if group in self._groups else None
+            if at is None or not self._may_hold(group, at + _FIRST_FIXED):
                 return None
             place = at + _FIRST_FIXED
         return pyfuse3.InodeT(group * _PLACES + place)
 
+    def _may_hold(self, index: int, place: int) -> bool:
+        """Whether the kernel holds that place, or may: of what is published the plane knows."""
+        group = self._groups.get(index)
+        return group is not None and (group.published or bool(group.count(place)))
+
     def retire(self, key: str) -> None:
         """The directory of that key was removed by ``rmdir``: the kernel will not look in its inode again."""
         group = self._groups.get(self._group(key))
-        if group is not None and group.lookups:
+        if group is not None and (group.lookups or group.published):
             group.generation += 1
 
     def generation(self, number: int) -> int:
@@ -148,11 +175,18 @@ class Inodes:
                 continue
             least = 1 if number == ROOT else 0
             group.set(place, max(before - count, least))
-            if not group.lookups:
-                group.generation = 0
-            if not group.held():
-                del self._groups[index]
-                self._probed.pop(group.node.key, None)
+            self._drop_unheld(index)
+
+    def _drop_unheld(self, index: int) -> None:
+        """Forget a group as far as nobody holds it."""
+        group = self._groups[index]
+        if group.published:
+            return
+        if not group.lookups:
+            group.generation = 0
+        if not group.held():
+            del self._groups[index]
+            self._probed.pop(group.node.key, None)
 
     def __len__(self) -> int:
         return sum(group.held() for group in self._groups.values())

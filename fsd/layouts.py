@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from store import codec
 from store.errors import StoreError
-from store.layout import REF_NAME, docker_archive, oci_layout
+from store.layout import REF_NAME, docker_archive, image_blobs, oci_layout
 from store.virtual import of_bytes
 
 if TYPE_CHECKING:
@@ -81,7 +81,9 @@ class Layouts:
             if known is not None and known[0] == state:
                 self._known.move_to_end(image_id)
                 return known[1]
-        files = {**oci_layout(self._store, image_id), ARCHIVE: docker_archive(self._store, image_id)}
+        blobs = image_blobs(self._store, image_id)
+        archive = docker_archive(self._store, image_id, blobs)
+        files = {**oci_layout(self._store, image_id, blobs), ARCHIVE: archive}
         with self._lock:
             self._known[image_id] = state, files
             while len(self._known) > KEPT:

@@ -99,6 +99,10 @@ class Kind:
         """Whether setting mode, owner and times is let pass, without effect."""
         return False
 
+    def changes_unseen(self, node: Node) -> bool:
+        """Whether what it shows may change although neither the store's tables nor fsd's state do."""
+        return False
+
     def attributes(self, node: Node) -> Attributes:
         """Mode, true size and time of the last change."""
         return Attributes(self.mode, len(self.content(node)), node.subject.changed_ns())
@@ -185,11 +189,13 @@ class Text(Kind):
 
     ``render`` gives the text; a newline is added unless it is empty or ends in one. ``command`` makes
     the file writable: it takes the subject, the written value and whether the file was opened for
-    appending, checks them, and returns the work to do.
+    appending, checks them, and returns the work to do. ``length`` gives the number of bytes where that is
+    cheaper to find than the text.
     """
 
     render: Callable[[Any], str]
     command: Callable[[Any, str, bool], Callable[[], object]] | None = None
+    length: Callable[[Any], int] | None = None
     mode: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -202,10 +208,18 @@ class Text(Kind):
 
     def content(self, node: Node) -> bytes:
         """The text as UTF-8."""
-        text = self.render(node.subject)
-        if text and not text.endswith("\n"):
-            text += "\n"
-        return text.encode("utf-8", "surrogateescape")
+        return self.rendered(node.subject)
+
+    def rendered(self, subject: Any) -> bytes:
+        """The content for a subject."""
+        return _lines(self.render(subject)).encode("utf-8", "surrogateescape")
+
+    def size(self, subject: Any) -> int:
+        """Bytes of the content for a subject."""
+        if self.length is not None:
+            return self.length(subject)
+        text = _lines(self.render(subject))
+        return len(text) if text.isascii() else len(text.encode("utf-8", "surrogateescape"))
 
     def accept(self, node: Node, data: bytes, append: bool) -> Callable[[], object]:
         """Check the value by the route's command; an empty write asks for nothing."""
@@ -215,10 +229,23 @@ class Text(Kind):
         return self.command(node.subject, value, append)
 
 
+def _lines(text: str) -> str:
+    """The text with a newline at its end, unless it is empty."""
+    return text + "\n" if text and text[-1] != "\n" else text
+
+
 class SlowText(Text):
     """A text that needs a disk or a lock to render."""
 
     blocking = True
+
+
+class UnseenText(SlowText):
+    """A text about what is neither in the store's tables nor in fsd's state."""
+
+    def changes_unseen(self, node: Node) -> bool:
+        """Always: whoever changes it tells nobody."""
+        return True
 
 
 @dataclass(frozen=True)
@@ -240,9 +267,18 @@ class Link(Kind):
         target = self.to(node.subject)
         if target is None:
             node.refuse(errno.ENOENT, "its target is gone")
-        if target.startswith("/"):
-            return target
-        return os.path.relpath("/" + target, "/" + os.path.dirname(node.path))
+        return relative_target(target, node.path.rpartition("/")[0])
+
+
+def relative_target(target: str, directory: str) -> str:
+    """A path in the tree as seen from one of its directories; an absolute path as it is."""
+    if target.startswith("/"):
+        return target
+    there, here = target.split("/"), directory.split("/") if directory else []
+    same = 0
+    while same < len(there) and same < len(here) and there[same] == here[same]:
+        same += 1
+    return "/".join([".."] * (len(here) - same) + there[same:]) or "."
 
 
 class Alias(Link):

@@ -26,7 +26,9 @@ from fsd.inodes import Inodes
 from fsd.listings import KeptListings, Lister, Listing, root_attributes, shown
 from fsd.naming import NAME_MAX
 from fsd.nodes import RealTree
+from fsd.plane import PUBLISHED_HANDLE
 from fsd.processes import has_signal
+from fsd.publisher import Publisher
 from fsd.realtrees import RealTrees
 from fsd.tree import root
 
@@ -88,6 +90,8 @@ class Operations(pyfuse3.Operations):
         self._numbers = itertools.count(1)
         self._kept = KeptListings()
         self._lister = Lister(site, self.inodes)
+        self.publisher = Publisher(site, self.inodes)
+        site.entries_held = self._held
 
     # -- looking up ----------------------------------------------------------------------------
 
@@ -150,14 +154,22 @@ class Operations(pyfuse3.Operations):
         """Open a listing."""
         node = self._node(inode)
         self.real.remember_listing(node.key, ctx.pid)
+        await self.publisher.opened(node)
         return self._open(Listing(node, inode), self._kept.flags(node))
 
     async def readdir(self, fh: FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """Entries from ``start_id`` on, with their attributes; entries gone meanwhile are skipped."""
-        listing = cast("Listing", self._handles[fh])
+        listing = self._listing(fh)
         if start_id == 0 or listing.entries is None:
             listing.entries = await self._call(listing.node, _list_entries)
         await self._lister.reply(listing, start_id, token)
+
+    def _listing(self, fh: FileHandleT) -> Listing:
+        """What is listed; of a handle the plane gave, what the directory shows now."""
+        if fh & PUBLISHED_HANDLE:
+            inode = InodeT(fh & ~PUBLISHED_HANDLE)
+            return Listing(self._node(inode), inode)
+        return cast("Listing", self._handles[fh])
 
     async def releasedir(self, fh: FileHandleT) -> None:
         """Close a listing."""
@@ -189,6 +201,7 @@ class Operations(pyfuse3.Operations):
             await self.views.release(child.subject.layer_ids())
         await self._removal(parent.kind.rmdir, parent, name, ctx)
         if child is not None:
+            self.publisher.retract(child.key)
             self.inodes.retire(child.key)
 
     async def unlink(self, parent_inode: InodeT, name: bytes, ctx: RequestContext) -> None:
@@ -287,7 +300,7 @@ class Operations(pyfuse3.Operations):
         if isinstance(content, Stream):
             return await _next_bytes(content, size, opened.pid, wait=not opened.impatient)
         if content.blocking:
-            return cast("bytes", await self._work(content.read_at, off, size))
+            return await trio.to_thread.run_sync(content.read_at, off, size)
         return content.read_at(off, size)
 
     async def poll(
@@ -341,7 +354,7 @@ class Operations(pyfuse3.Operations):
         if opened.sink is not None:
             await self._work(opened.sink.close)
         if opened.content.blocking:
-            await self._work(opened.content.close)
+            await trio.to_thread.run_sync(opened.content.close)
         else:
             opened.content.close()
 
@@ -376,6 +389,9 @@ class Operations(pyfuse3.Operations):
         """Keep the text of a failure for ``control/errors`` and the path's xattr."""
         self.real.report(operation, args, number, text, self._place)
 
+    def _held(self) -> int:
+        return len(self.inodes) + (self.site.plane.stats().held if self.site.plane is not None else 0)
+
     def _place(self, first: int) -> tuple[str, InodeT, int, int]:
         """Path and node of what a request was about; pid and uid where only its handle knows them."""
         held = self._handles.get(first)
@@ -404,7 +420,11 @@ class Operations(pyfuse3.Operations):
             return method(*args)
 
     async def _work(self, method: Callable[..., Any], *args: Any) -> Any:
-        return await trio.to_thread.run_sync(method, *args)
+        """Do what changes something, in a thread; nothing published before is shown after it."""
+        try:
+            return await trio.to_thread.run_sync(method, *args)
+        finally:
+            self.publisher.outdate()
 
     async def _entry(self, node: Node) -> EntryAttributes:
         attributes = await self._attributes(node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from drivers.base import Compression
 from fsd.control import container_of, snapshot_of
 from fsd.drafts import draft_of, is_draftable, open_draft
 from fsd.graph import dot, forest, svg
+from fsd.lengths import indented_length, plain_indented_length
 from fsd.removed import moment
 from fsd.site import ContainerSubject, ImageSubject, LayerSubject, PartSubject, PathSubject
 from fsd.views import PRIVATE, ViewSpec
@@ -46,6 +48,16 @@ def as_json(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False)
 
 
+def flags(subject: LayerSubject | ContainerSubject) -> str:
+    """The record's flags."""
+    return as_json(dict(subject.record.flags))
+
+
+def flags_length(subject: LayerSubject | ContainerSubject) -> int:
+    """Bytes of :func:`flags` and the newline after it."""
+    return indented_length(dict(subject.record.flags), 0) + 1 if subject.record.flags else len("{}\n")
+
+
 def id_map(ranges: Iterable[IDMap]) -> str:
     """ID ranges in the form of ``/proc/PID/uid_map``: container ID, host ID, size."""
     return lines(f"{r.container_id} {r.host_id} {r.size}" for r in ranges)
@@ -54,6 +66,12 @@ def id_map(ranges: Iterable[IDMap]) -> str:
 def record_json(subject: ObjectSubject) -> str:
     """The record as it stands in its table, indented."""
     return json.dumps(json.loads(encode(subject.found())), indent=2, ensure_ascii=False)
+
+
+def record_json_length(subject: ObjectSubject) -> int:
+    """Bytes of :func:`record_json` and the newline after it."""
+    text = encode(subject.found())
+    return (plain_indented_length(text) or indented_length(json.loads(text), 0)) + 1
 
 
 # -- links -------------------------------------------------------------------------------------
@@ -250,12 +268,12 @@ def container_view(container: ContainerSubject) -> ViewSpec:
 
 def has_userdata(container: ContainerSubject) -> bool:
     """Whether the persistent private directory was made."""
-    return userdata_path(container).is_dir()
+    return os.path.isdir(userdata_path(container))
 
 
 def has_rundata(container: ContainerSubject) -> bool:
     """Whether the run-time private directory was made (it is lost at reboot)."""
-    return rundata_path(container).is_dir()
+    return os.path.isdir(rundata_path(container))
 
 
 def userdata_path(container: ContainerSubject) -> Path:

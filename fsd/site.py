@@ -57,6 +57,8 @@ class Site:
     """What ``control/prune/preview`` looks for."""
     configure_bursts: Callable[[str, str], object] = lambda container_id, on_write: None
     """Told of a container's ``on-write`` when it is chosen."""
+    entries_held: Callable[[], int] = lambda: 0
+    """How many entries of the tree the kernel holds, but for those in real directory trees."""
     trash: Trash = field(init=False)
     orphans: Orphans = field(init=False)
     sizes: Sizes = field(init=False)
@@ -182,6 +184,43 @@ SUBJECTS: dict[Table, type[LayerSubject | ImageSubject | ContainerSubject]] = {
     "images": ImageSubject,
     "containers": ContainerSubject,
 }
+
+
+class _Settled:
+    """An object whose record and time were looked up, and stay so: for what is asked of it at one moment."""
+
+    __slots__ = ()
+
+    def changed_ns(self) -> int:
+        """As it was looked up."""
+        return self.settled_ns  # type: ignore[attr-defined, no-any-return]
+
+    def found(self) -> Layer | Image | Container:
+        """As it was looked up."""
+        return self.record  # type: ignore[attr-defined, no-any-return]
+
+
+class _SettledLayer(_Settled, LayerSubject):
+    __slots__ = ("record", "settled_ns")
+
+
+class _SettledImage(_Settled, ImageSubject):
+    __slots__ = ("record", "settled_ns")
+
+
+class _SettledContainer(_Settled, ContainerSubject):
+    __slots__ = ("record", "settled_ns")
+
+
+_SETTLED = {"layers": _SettledLayer, "images": _SettledImage, "containers": _SettledContainer}
+
+
+def settled(subject: ObjectSubject) -> ObjectSubject:
+    """The object as it is now, with its record looked up once; to be used at once and then forgotten."""
+    made = _SETTLED[subject.table](subject.site, subject.id)
+    object.__setattr__(made, "record", subject.found())
+    object.__setattr__(made, "settled_ns", subject.changed_ns())
+    return made
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fsd.nodes import Kind
+    from store.history import Snapshot
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class SnapshotTable(DirectoryKind):
     def mtime_ns(self, node: Node) -> int:
         """When the newest snapshot was taken."""
         container = _container(node)
-        taken = [snapshot.created_ns for snapshot in container.site.history.list(container.id)]
+        taken = [snapshot.created_ns for snapshot in _snapshots(container)]
         return max(taken, default=node.subject.changed_ns())
 
     def lookup(self, node: Node, name: str) -> Node | None:
@@ -47,7 +48,7 @@ class SnapshotTable(DirectoryKind):
     def entries(self, node: Node) -> Iterator[tuple[str, Node]]:
         """All snapshots, oldest first."""
         container = _container(node)
-        for snapshot in container.site.history.list(container.id):
+        for snapshot in _snapshots(container):
             part = PartSubject(container.site, container, snapshot.name)
             yield snapshot.name, node.child(snapshot.name, self.each, part)
 
@@ -64,6 +65,11 @@ class SnapshotTable(DirectoryKind):
         if into.key != node.key:
             node.refuse(errno.EXDEV, f"snapshot {name!r} stays with its container")
         control.rename_snapshot(_container(node), name, new_name)
+
+
+def _snapshots(container: ContainerSubject) -> tuple[Snapshot, ...]:
+    site = container.site
+    return site.live.once(("snapshots", container.id), lambda: site.history.list(container.id))
 
 
 def _container(node: Node) -> ContainerSubject:

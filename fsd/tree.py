@@ -24,7 +24,7 @@ from fsd.events import EventFile
 from fsd.health import health
 from fsd.images import IMAGE_TAR, Layout
 from fsd.metrics import metrics
-from fsd.nodes import Directory, Flag, Link, Many, Node, RealTree, SlowText, Text
+from fsd.nodes import Directory, Flag, Link, Many, Node, RealTree, SlowText, Text, UnseenText
 from fsd.removed import (
     OrphanTable,
     Removed,
@@ -59,7 +59,7 @@ LAYER = Directory(
         "used-by": Many(r.used_by, LINK),
         "created": Text(lambda s: s.record.created),
         "metadata": Text(lambda s: s.record.metadata, set_metadata),
-        "flags": Text(lambda s: r.as_json(dict(s.record.flags))),
+        "flags": Text(r.flags, length=r.flags_length),
         "mount-label": Text(lambda s: s.record.mount_label),
         "read-only": Text(lambda s: r.yes_no(s.record.read_only)),
         "diff-digest": Text(lambda s: s.record.diff_digest),
@@ -73,7 +73,7 @@ LAYER = Directory(
         "size": Text(r.size),
         "exclusive": Text(r.exclusive),
         "measured": Text(r.measured),
-        "json": Text(r.record_json),
+        "json": Text(r.record_json, length=r.record_json_length),
         "path": Link(r.layer_directory),
         "big-data": BIG_DATA,
         "changes": CHANGES,
@@ -92,7 +92,7 @@ IMAGE = Directory(
         "created": Text(lambda s: s.record.created),
         "metadata": Text(lambda s: s.record.metadata, set_metadata),
         "size": Text(r.image_size),
-        "json": Text(r.record_json),
+        "json": Text(r.record_json, length=r.record_json_length),
         "layer": Link(r.top_layer),
         "layers": Many(r.layer_chain, LINK),
         "mapped-layers": Many(r.mapped_layers, LINK),
@@ -127,8 +127,8 @@ CONTAINER = Directory(
         "names": Text(lambda s: r.lines(s.record.names), set_names),
         "created": Text(lambda s: s.record.created),
         "metadata": Text(lambda s: s.record.metadata, set_metadata),
-        "flags": Text(lambda s: r.as_json(dict(s.record.flags))),
-        "json": Text(r.record_json),
+        "flags": Text(r.flags, length=r.flags_length),
+        "json": Text(r.record_json, length=r.record_json_length),
         "image": Link(r.image_of_container),
         "layer": Link(r.top_layer),
         "from": Text(r.source_of_container, fill_from),
@@ -136,7 +136,7 @@ CONTAINER = Directory(
         "uidmap": Text(lambda s: r.id_map(s.record.uidmap)),
         "gidmap": Text(lambda s: r.id_map(s.record.gidmap)),
         "path": Link(r.layer_directory),
-        "limit": SlowText(r.limit, set_limit),
+        "limit": UnseenText(r.limit, set_limit),
         "size": Text(r.size),
         "exclusive": Text(r.exclusive),
         "measured": Text(r.measured),

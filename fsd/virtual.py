@@ -21,11 +21,15 @@ class LargeFile(Kind):
         length: its size in bytes without making it; a ``stat`` asks for nothing else.
         opened: opens the content.
         sink: takes what is written to it; read-only without one. It raises where the subject takes nothing.
+        unseen: whether the length may change without a change of the store's tables or of fsd's state.
+        guard: a btrfs subvolume and the transaction that changed it last: the length holds as long as that.
     """
 
     length: Callable[[Any], int]
     opened: Callable[[Any], Content]
     sink: Callable[[Any], Sink] | None = None
+    unseen: Callable[[Any], bool] | None = None
+    guard: Callable[[Any], tuple[str, int] | None] | None = None
     blocking = True
 
     @property
@@ -37,6 +41,10 @@ class LargeFile(Kind):
     def takes_attributes(self) -> bool:
         """Copying tools set mode and times of what they wrote."""
         return self.sink is not None
+
+    def changes_unseen(self, node: Node) -> bool:
+        """What its route says."""
+        return self.unseen is not None and self.unseen(node.subject)
 
     def attributes(self, node: Node) -> Attributes:
         """The true size, where it is known."""

@@ -7,6 +7,8 @@ names these blobs. The configuration, and so the image ID, is always the image's
 
 from __future__ import annotations
 
+import io
+import os
 import tarfile
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +30,7 @@ from store.virtual import VirtualFile, concatenated, of_bytes, of_stream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import BinaryIO
 
     from store.records import Image, Layer
     from store.store import Store
@@ -63,7 +66,8 @@ def image_blobs(store: Store, key: str) -> Blobs:
 
 
 def _image(store: Store, key: str) -> Image:
-    return store.catalog().find_image(key) or store.image(key)
+    catalog = store.catalog()
+    return catalog.image(key) or catalog.find_image(key) or store.image(key)
 
 
 def _chain(store: Store, image: Image, document: dict[str, Any]) -> list[Layer]:
@@ -78,7 +82,7 @@ def _chain(store: Store, image: Image, document: dict[str, Any]) -> list[Layer]:
 
 
 def _layer(store: Store, layer: Layer) -> tuple[str, VirtualFile]:
-    if layer.size < 0 or not store.tar_split_path(layer.id).exists():
+    if layer.size < 0 or not os.path.exists(store.tar_split_path(layer.id)):
         raise SizeUnknown(f"layer {layer.id[:12]} was not made from an archive that could be rebuilt")
     opener = partial(store.diff, layer.id, compression=Compression.NONE)
     return layer.diff_digest, of_stream(layer.size, opener)
@@ -99,12 +103,15 @@ def _manifest(store: Store, image: Image, config: bytes, layers: list[Descriptor
 # -- OCI image layout ------------------------------------------------------------------------------
 
 
-def oci_layout(store: Store, key: str) -> Mapping[str, VirtualFile]:
+def oci_layout(store: Store, key: str, blobs: Blobs | None = None) -> Mapping[str, VirtualFile]:
     """The files of an OCI image layout by their paths; raises as :func:`image_blobs`.
 
     ``index.json`` names the one image, with the tag of its first name as ``ref.name``.
+
+    Args:
+        blobs: what the image consists of, where that is known already.
     """
-    blobs = image_blobs(store, key)
+    blobs = blobs or image_blobs(store, key)
     manifest = Descriptor(media_type=MANIFEST_TYPE, digest=sha256(blobs.manifest), size=len(blobs.manifest))
     entry = manifest.as_json() | _annotations(_image(store, key))
     index = {"schemaVersion": 2, "manifests": [entry]}
@@ -137,9 +144,13 @@ def oci_archive(store: Store, key: str) -> VirtualFile:
 # -- docker-archive --------------------------------------------------------------------------------
 
 
-def docker_archive(store: Store, key: str) -> VirtualFile:
-    """The image as ``docker save`` packs it, with all its names; raises as :func:`image_blobs`."""
-    blobs = image_blobs(store, key)
+def docker_archive(store: Store, key: str, blobs: Blobs | None = None) -> VirtualFile:
+    """The image as ``docker save`` packs it, with all its names; raises as :func:`image_blobs`.
+
+    Args:
+        blobs: what the image consists of, where that is known already.
+    """
+    blobs = blobs or image_blobs(store, key)
     image = _image(store, key)
     config = f"{hex_of(sha256(blobs.config))}.json"
     entry = {
@@ -160,7 +171,9 @@ def _repo_tag(name: str) -> str:
 
 
 def _member(name: str, content: VirtualFile) -> list[VirtualFile]:
-    header = tarfile.TarInfo(name)
-    header.size, header.mode = content.size, 0o444
-    block = header.tobuf(tarfile.GNU_FORMAT)
-    return [of_bytes(block), content, of_bytes(bytes(-content.size % BLOCK))]
+    def header() -> BinaryIO:
+        made = tarfile.TarInfo(name)
+        made.size, made.mode = content.size, 0o444
+        return io.BytesIO(made.tobuf(tarfile.GNU_FORMAT))  # one block, as long as the name fits into it
+
+    return [VirtualFile(BLOCK, header), content, of_bytes(bytes(-content.size % BLOCK))]

@@ -23,7 +23,7 @@ from store.state_db import Database
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 STATE_FILE = "fsd/state.db"
 """Below the graphroot (DESIGN 7)."""
@@ -102,6 +102,8 @@ class State:
         self.path = Path(path)
         self._kept = kept
         self._db = Database(self.path)
+        self.changed: Callable[[str], object] = lambda obj: None
+        """Told of each object, as ``containers/<id>``, about which this process wrote something down."""
 
     @property
     def epoch(self) -> int:
@@ -111,6 +113,10 @@ class State:
     def close(self) -> None:
         """Close the file; a later call opens it again."""
         self._db.close()
+
+    def reading(self) -> AbstractContextManager[None]:
+        """A block in which this thread reads one state, and many rows cheaply."""
+        return self._db.reading()
 
     # -- snapshots -----------------------------------------------------------------------------
 
@@ -141,10 +147,12 @@ class State:
             [getattr(row, column) for column in columns],
             durable=durable,
         )
+        self.changed(f"containers/{row.container_id}")
 
     def drop_snapshot(self, container_id: str, name: str) -> None:
         """Forget a snapshot; nothing happens when it is not known."""
         self._execute("DELETE FROM snapshots WHERE container_id = ? AND name = ?", [container_id, name])
+        self.changed(f"containers/{container_id}")
 
     # -- views ---------------------------------------------------------------------------------
 
@@ -237,6 +245,7 @@ class State:
         names, marks = ", ".join(columns), ", ".join("?" * len(columns))
         values = [getattr(row, column) for column in columns]
         self._execute(f"INSERT OR REPLACE INTO measures ({names}) VALUES ({marks})", values)
+        self.changed(row.object)
 
     def drop_measures(self, objects: Iterable[str]) -> None:
         """Forget what was measured of objects that are gone."""
@@ -278,6 +287,7 @@ class State:
             self._execute("DELETE FROM settings WHERE object = ? AND key = ?", [obj, key])
         else:
             self._execute("INSERT OR REPLACE INTO settings VALUES (?, ?, ?)", [obj, key, value])
+        self.changed(obj)
 
     def objects(self) -> list[str]:
         """Everything settings, measures or bursts are kept for, as ``containers/<id>``; also what is gone."""
@@ -302,6 +312,7 @@ class State:
                 )
 
         self._db.write(delete)
+        self.changed(obj)
 
     def _rows(self, query: str, values: list[Any]) -> list[sqlite3.Row]:
         def fetch(connection: sqlite3.Connection) -> list[sqlite3.Row]:

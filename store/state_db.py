@@ -49,6 +49,7 @@ class Database:
         self._guard = threading.Lock()
         self._idle: list[sqlite3.Connection] = []
         self._file: _File | None = None
+        self._held = threading.local()
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.write(lambda _: None)
 
@@ -70,7 +71,35 @@ class Database:
 
     def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run ``work`` on one consistent state; waits for no writer. Raises as :meth:`write`."""
-        return self._run(work, "BEGIN DEFERRED")
+        held: sqlite3.Connection | None = getattr(self._held, "connection", None)
+        if held is None:
+            return self._run(work, "BEGIN DEFERRED")
+        try:
+            return work(held)
+        except sqlite3.DatabaseError as error:
+            _raise_os_error(error, self.path)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Let all that this thread reads in the block be of one state, at a fraction of the cost.
+
+        Raises as :meth:`write`.
+        """
+        if getattr(self._held, "connection", None) is not None:
+            yield
+            return
+        self.read(lambda _: None)  # so that damage is found, and mended, outside
+        try:
+            with self._borrowed() as (connection, _):
+                connection.execute("BEGIN DEFERRED")
+                self._held.connection = connection
+                try:
+                    yield
+                finally:
+                    self._held.connection = None
+                    _roll_back(connection)
+        except sqlite3.DatabaseError as error:
+            _raise_os_error(error, self.path)
 
     def epoch(self) -> int:
         """A number that grows whenever the content was lost: file new, deleted, or moved aside.

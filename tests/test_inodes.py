@@ -157,3 +157,41 @@ def test_a_fixed_entry_the_kernel_holds_takes_few_bytes(inodes):
         tracemalloc.stop()
     assert len(inodes) > 20_000
     assert held / len(inodes) < 64
+
+
+def test_published_nodes_are_known_whoever_counts_their_lookups(inodes):
+    """What the plane counted is counted here from the time it gives a node back."""
+    node = _object("containers:1")
+    number = inodes.publish(node)
+    entry = inodes.number(_entry(node, "attribute3"))
+    assert inodes.node(entry).key == "containers:1/attribute3"
+    assert inodes.find("containers:1/attribute3") == entry
+    inodes.forget([(number, 1), (entry, 1)])
+    inodes.retract([number], [(entry, 2)])
+    with pytest.raises(KeyError):
+        inodes.node(number)
+    inodes.forget([(entry, 1)])
+    assert inodes.node(entry).key == "containers:1/attribute3"
+    inodes.forget([(entry, 1)])
+    assert len(inodes) == 1
+    with pytest.raises(KeyError):
+        inodes.node(entry)
+
+
+def test_published_directory_that_was_removed_keeps_its_generation_until_it_is_given_back(inodes):
+    node = _node("containers:1")
+    number = inodes.publish(node)
+    inodes.retire("containers:1")
+    inodes.remember(node)
+    inodes.forget([(number, 1)])
+    assert inodes.generation(number) == 1
+    inodes.retract([number], [])
+    assert inodes.generation(number) == 0
+
+
+def test_published_and_retracted_for_ever_leaves_nothing(inodes):
+    for number in range(1000):
+        node = _object(f"layers:{number % 7}")
+        inodes.retract([inodes.publish(node)], [])
+    assert len(inodes) == 1
+    assert len(inodes._groups) == 1

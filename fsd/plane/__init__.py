@@ -1,5 +1,41 @@
 """The data plane: requests on real directory trees, served in C without running Python."""
 
-from fsd.plane.plane import OURS, Event, Export, Kind, Mode, Plane, Stats, mount, number_of, unmount
+from fsd.plane.plane import (
+    ASKED,
+    ENTRY,
+    GUARDED,
+    LISTED,
+    OURS,
+    PUBLISHED_HANDLE,
+    TOLD,
+    UNLOOKED,
+    Event,
+    Export,
+    Kind,
+    Mode,
+    Plane,
+    Stats,
+    mount,
+    number_of,
+    unmount,
+)
 
-__all__ = ["OURS", "Event", "Export", "Kind", "Mode", "Plane", "Stats", "mount", "number_of", "unmount"]
+__all__ = [
+    "ASKED",
+    "ENTRY",
+    "GUARDED",
+    "LISTED",
+    "OURS",
+    "PUBLISHED_HANDLE",
+    "TOLD",
+    "UNLOOKED",
+    "Event",
+    "Export",
+    "Kind",
+    "Mode",
+    "Plane",
+    "Stats",
+    "mount",
+    "number_of",
+    "unmount",
+]

@@ -65,12 +65,56 @@ typedef struct {
     uint64_t watched;
     uint64_t unwatched;
     uint64_t lost;
+    uint64_t published;
+    uint64_t held;
+    uint64_t answered;
     uint64_t operations[64];
+    uint64_t asked[64];
     int passthrough;
     int ended;
     int threads;
     uint32_t minor;
 } fsd_stats;
+
+/* Flags of a published entry. */
+#define FSD_ASKED 1    /* its attributes may change unseen: Python is asked for them, though not for the listing's */
+#define FSD_UNLOOKED 2 /* listed without a node; Python is asked for that */
+#define FSD_LISTED 4   /* a directory whose entries are all here */
+#define FSD_GUARDED 8  /* holds as long as the object's subvolume is in the transaction it was in */
+#define FSD_TOLD 16    /* Python is told when the directory is opened: it is to render more */
+
+/* One entry of a published object; places and lengths are of its text, times in milliseconds. */
+typedef struct {
+    uint64_t id;
+    uint64_t size;
+    int64_t mtime_ns;
+    uint32_t mode;
+    uint32_t nlink;
+    uint32_t generation;
+    uint32_t parent; /* which entry it is in */
+    uint32_t name;
+    uint32_t name_length;
+    uint32_t target; /* of a symlink */
+    uint32_t target_length;
+    uint32_t keep_name;
+    uint32_t keep;
+    uint32_t keep_listed;
+    uint32_t flags;
+} fsd_entry;
+
+/* An object of the synthetic tree: itself, its entries, theirs, level by level. */
+typedef struct {
+    const fsd_entry *entries;
+    const char *text;
+    uint32_t count;
+    uint32_t text_length;
+    uint64_t parent;     /* node id of the directory it is listed in */
+    uint64_t owner;      /* what a process that lists it may remove nothing of; 0: nothing to refuse */
+    uint64_t generation; /* in which it was rendered */
+    int64_t lasts_ns;
+    const char *subvolume; /* NULL: nothing is guarded */
+    uint64_t transaction;  /* that changed the subvolume last */
+} fsd_object;
 
 plane *fsd_start(const fsd_settings *settings);
 void fsd_stop(plane *p);
@@ -88,4 +132,11 @@ int fsd_arm(plane *p, uint32_t number);
 int fsd_disarm(plane *p, uint32_t number, int64_t quiet_ns, int64_t until_ns);
 int fsd_deny(plane *p, uint32_t pid, uint64_t started, uint64_t owner);
 int fsd_invalidate_entry(plane *p, uint64_t parent, const char *name);
+int fsd_publish(plane *p, const fsd_object *object);
+int fsd_retract(plane *p, uint64_t id, uint64_t *ids, uint32_t *lookups, uint32_t room);
+uint64_t fsd_generation(plane *p);
+void fsd_outdate(plane *p);
+void fsd_expire(plane *p, uint64_t id);
+void fsd_failed(plane *p, const uint64_t *ids, uint32_t count);
+int fsd_follow(plane *p, const char *directory, const char *pattern);
 void fsd_stats_read(plane *p, fsd_stats *stats);

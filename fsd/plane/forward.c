@@ -128,6 +128,7 @@ void forward(struct plane *p, const void *message, size_t length) {
     else if (in->opcode == PLANE_STATX)
         length = statx_asked((unsigned char *)message, length);
     atomic_fetch_add(&p->forwarded, 1);
+    atomic_fetch_add(&p->asked[in->opcode < 64 ? in->opcode : 0], 1);
     send_on(p, message, length);
 }
 

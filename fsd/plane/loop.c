@@ -83,7 +83,7 @@ static int forget_many(struct request *r) {
     for (uint32_t i = 0; i < in->count; i++)
         if (one[i].nodeid & OURS)
             node_forget(r->plane, one[i].nodeid, one[i].nlookup);
-        else
+        else if ((one[i].nlookup = published_forget(r->plane, one[i].nodeid, one[i].nlookup)))
             one[kept++] = one[i];
     in->count = kept;
     r->in->len = (uint32_t)(sizeof *r->in + sizeof *in + kept * sizeof *one);
@@ -93,11 +93,13 @@ static int forget_many(struct request *r) {
 }
 
 static int forget(struct request *r) {
-    const struct fuse_forget_in *in = take(r, sizeof *in);
-    if (!(r->in->nodeid & OURS))
-        forward(r->plane, r->in, r->in->len);
-    else if (in)
+    struct fuse_forget_in *in = (struct fuse_forget_in *)take(r, sizeof *in);
+    if (!in)
+        return NO_REPLY;
+    if (r->in->nodeid & OURS)
         node_forget(r->plane, r->in->nodeid, in->nlookup);
+    else if ((in->nlookup = published_forget(r->plane, r->in->nodeid, in->nlookup)))
+        forward(r->plane, r->in, r->in->len);
     return NO_REPLY;
 }
 

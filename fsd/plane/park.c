@@ -311,6 +311,12 @@ int fsd_deny(plane *p, uint32_t pid, uint64_t since, uint64_t owner) {
     return 0;
 }
 
+/* A process lists an object: it may be about to empty it. */
+void deny_lister(struct plane *p, uint32_t pid, uint64_t owner) {
+    if (pid && owner)
+        fsd_deny(p, pid, process_started(pid), owner);
+}
+
 /* EPERM for a process that was denied removals below the owner of this node. */
 int refuse_removal(struct request *r, struct node *node, const char *name) {
     struct plane *p = r->plane;

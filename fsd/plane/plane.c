@@ -41,6 +41,8 @@ static int init(struct plane *p, const fsd_settings *settings) {
     if (!error)
         error = nodes_init(p);
     if (!error)
+        error = published_init(p);
+    if (!error)
         error = fds_init(p, settings->descriptors);
     if (!error)
         error = ahead_start(p);
@@ -69,6 +71,7 @@ static void release(struct plane *p) {
     notify_free(p);
     turns_free(p);
     park_free(p);
+    published_free(p);
     pthread_rwlock_destroy(&p->exports_lock);
     close(p->event_fd);
     close(p->stop_fd);
@@ -148,6 +151,9 @@ void fsd_stats_read(plane *p, fsd_stats *stats) {
                          .malformed = atomic_load(&p->malformed),
                          .searches = atomic_load(&p->searches),
                          .lost = atomic_load(&p->lost),
+                         .published = atomic_load(&p->published.count),
+                         .held = published_held(p),
+                         .answered = atomic_load(&p->published.answered),
                          .passthrough = atomic_load(&p->passthrough),
                          .ended = atomic_load(&p->ended),
                          .threads = p->threads,
@@ -155,4 +161,6 @@ void fsd_stats_read(plane *p, fsd_stats *stats) {
     count_watched(p, stats);
     for (int i = 0; i < 64; i++)
         stats->operations[i] = atomic_load(&p->operations[i]);
+    for (int i = 0; i < 64; i++)
+        stats->asked[i] = atomic_load(&p->asked[i]);
 }

@@ -39,7 +39,14 @@
 /* In a handle of Python's: the kernel may keep the listing, and what it kept before is right. */
 #define KEEPS_LISTING (1ULL << 62)
 #define KEPT_LISTING (1ULL << 61)
-#define LISTING_END (1ULL << 30) /* in an offset of Python's: nothing follows */
+#define LISTING_END (1ULL << 30) /* in an offset: nothing follows */
+/* A handle of a published directory is this and its node id; an offset in its listing holds the serial number of
+   what is listed above SERIAL_SHIFT. */
+#define PUBLISHED_HANDLE (1ULL << 63)
+#define SERIAL_SHIFT 32
+#define PUBLISHED_BUCKETS (1u << 15)
+#define FOLLOWED_MAX 64
+#define FAILED_MAX 64 /* nodes Python has a text about, which is their only extended attribute */
 
 struct handle {
     uint32_t length; /* of what follows, as in struct file_handle */
@@ -189,6 +196,53 @@ struct denied {
     uint64_t started, owner;
 };
 
+/* An object of the synthetic tree as Python rendered it. */
+struct published_link {
+    struct published_link *next;
+    struct published *object;
+    uint32_t at;
+};
+
+struct published_range {
+    uint32_t first, count;
+};
+
+struct published {
+    struct published *next_named;
+    uint64_t parent, owner, generation, transaction;
+    int64_t until_ns;
+    uint32_t count, serial;
+    fsd_entry *entries;
+    char *text, *subvolume;
+    uint32_t *lookups;              /* of each entry, counted here */
+    struct published_range *ranges; /* the entries in each entry */
+    struct published_link *links;
+};
+
+struct published_place {
+    struct published *object;
+    uint32_t at;
+};
+
+struct followed {
+    int watch;
+    char pattern[32];
+};
+
+struct published_all {
+    pthread_mutex_t lock;
+    struct published_link **ids;
+    struct published **names; /* objects by where they are listed */
+    uint64_t generation;
+    uint32_t serial;
+    int queue, followed;
+    struct followed follows[FOLLOWED_MAX];
+    uint64_t failed[FAILED_MAX];
+    uint32_t failed_count;
+    atomic_uint count;
+    atomic_ulong answered;
+};
+
 #define PENDING_BUCKETS 256
 #define DENIED_MAX 1024
 #define DENIED_WAYS 8
@@ -247,8 +301,9 @@ struct plane {
     atomic_bool watch_asleep;
     uint32_t minor, kernel_minor, max_pages;
     uint64_t offered;
+    struct published_all published;
     atomic_ulong requests, forwarded, parked_total, refused, node_count, open_files, backings, pinned, polls,
-        spins, malformed, searches, operations[64];
+        spins, malformed, searches, operations[64], asked[64];
 };
 
 /* One request in hand. The answer is built in place after its header and written at once. */
@@ -366,6 +421,7 @@ void creds_fsetid(struct worker *w, bool keep);
 int gate(struct request *r, struct node *node, const char *name, const char *other);
 int gate_node(struct request *r, struct node *node);
 int refuse_removal(struct request *r, struct node *node, const char *name);
+void deny_lister(struct plane *p, uint32_t pid, uint64_t owner);
 int park_for_number(struct request *r, struct export *ex, const struct handle *root);
 bool park_interrupt(struct plane *p, uint64_t unique);
 void event_push(struct plane *p, const fsd_event *event);
@@ -405,6 +461,19 @@ void forward(struct plane *p, const void *message, size_t length);
 bool forward_pending(struct plane *p, uint64_t unique);
 void forward_free(struct plane *p);
 void *pump_main(void *argument);
+
+/* published.c: what is taken is locked until it is given back */
+int published_init(struct plane *p);
+void published_free(struct plane *p);
+bool published_take(struct plane *p, uint64_t id, struct published_place *place);
+bool published_take_child(struct plane *p, uint64_t parent, const char *name, struct published_place *place);
+bool published_take_listing(struct plane *p, uint64_t id, uint32_t serial, struct published_place *place);
+bool published_is_answer(const struct published_place *place);
+bool published_is_valid(struct plane *p, const struct published_place *place);
+void published_give(struct plane *p);
+uint64_t published_held(struct plane *p);
+bool has_failed(struct plane *p, uint64_t id);
+uint64_t published_forget(struct plane *p, uint64_t id, uint64_t lookups);
 
 /* synthetic.c */
 int synthetic(struct request *r);

@@ -13,6 +13,7 @@ import errno
 import os
 import resource
 import socket
+import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 OURS = 1 << 62
 """Set in every node id of an exported tree."""
+PUBLISHED_HANDLE = 1 << 63
+"""In the handle of a directory that the plane opened; the rest of it is the node."""
 INODE_BITS = 40
 NUMBER_MAX = 1 << 21
 THREADS = 4
@@ -35,6 +38,11 @@ QUIET = 60
 SLOTS_MAX = 4096
 SWEPT_MAX = 256
 """How many deleted exports one :meth:`Plane.sweep` lets go of."""
+
+ENTRY = struct.Struct("<QQq12I")
+"""A published entry: ``fsd_entry`` of ``face.h``."""
+ASKED, UNLOOKED, LISTED, GUARDED, TOLD = 1, 2, 4, 8, 16
+"""Its flags: ``FSD_ASKED`` …"""
 
 OPERATIONS = {
     4: "setattr",
@@ -130,12 +138,19 @@ class Stats:
     """Those it does not tell of: the kernel asks again after a second."""
     lost: int
     """How often more changed elsewhere than could be followed, so that everything was asked for again."""
+    published: int
+    held: int
+    """Published entries the kernel holds."""
+    answered: int
+    """Requests on synthetic nodes that Python did not see."""
     passthrough: bool
     ended: bool
     threads: int
     minor: int
     operations: dict[int, int]
     """How often each opcode of the FUSE protocol was asked for."""
+    asked: dict[int, int]
+    """How often Python was."""
 
 
 _FIGURES = tuple(name for name, kind in Stats.__annotations__.items() if kind == "int")
@@ -294,6 +309,90 @@ class Plane:
         """Refuse removals in an owner's exports to a process, known by pid and start time (clock ticks)."""
         _plane.lib.fsd_deny(self._c, pid, started, owner)
 
+    # -- the synthetic tree ------------------------------------------------------------------------
+
+    def follow(self, directory: Path, pattern: str) -> None:
+        """Let every change of a file of that shell pattern outdate what is published.
+
+        Raises:
+            OSError: the directory is not there, or the system's inotify limits are reached.
+        """
+        error = _plane.lib.fsd_follow(self._c, os.fsencode(directory), pattern.encode())
+        if error < 0:
+            raise OSError(-error, os.strerror(-error), str(directory))
+
+    def generation(self) -> int:
+        """What is rendered after this call may be published with this number."""
+        number: int = _plane.lib.fsd_generation(self._c)
+        return number
+
+    def outdate(self) -> None:
+        """What is published is not so any more: something it shows has changed."""
+        if self._c:
+            _plane.lib.fsd_outdate(self._c)
+
+    def expire(self, node: int) -> None:
+        """The same of one object."""
+        if self._c:
+            _plane.lib.fsd_expire(self._c, node)
+
+    def failed(self, nodes: Sequence[int]) -> None:
+        """Nodes that have the extended attribute ``user.fsd.error``; all others of Python's have none."""
+        _plane.lib.fsd_failed(self._c, nodes, len(nodes))
+
+    def publish(
+        self,
+        entries: bytearray,
+        text: bytes,
+        *,
+        parent: int,
+        owner: int,
+        generation: int,
+        lasts: float,
+        guard: tuple[str, int] | None = None,
+    ) -> bool:
+        """Answer for an object without asking Python; false when that came too late.
+
+        Args:
+            entries: :data:`ENTRY` of the object, of its entries, of theirs, level by level.
+            text: their names and targets.
+            parent: node of the directory it is listed in.
+            owner: whose removals are denied to a process that lists it, as in :meth:`deny`; 0 for none.
+            generation: from before it was rendered.
+            lasts: seconds it may be shown at most.
+            guard: a btrfs subvolume and the transaction that changed it last; :data:`GUARDED` entries hold as
+                long as that is so.
+
+        Raises:
+            OSError: EEXIST, one of the nodes is published already; EINVAL, ENOMEM.
+        """
+        ffi = _plane.ffi
+        rows, chars = ffi.from_buffer("fsd_entry[]", entries), ffi.from_buffer("char[]", text)
+        path, transaction = guard or ("", 0)
+        subvolume = ffi.new("char[]", os.fsencode(path)) if path else ffi.NULL
+        given = (
+            rows,
+            chars,
+            len(rows),
+            len(text),
+            parent,
+            owner,
+            generation,
+            _ns(lasts),
+            subvolume,
+            transaction,
+        )
+        error: int = _plane.lib.fsd_publish(self._c, ffi.new("fsd_object *", given))
+        if error < 0 and error != -errno.ESTALE:
+            raise OSError(-error, os.strerror(-error))
+        return error == 0
+
+    def retract(self, node: int, entries: int) -> list[tuple[int, int]]:
+        """Answer no more for an object of so many entries; nodes of it the kernel holds, and lookups."""
+        ids, lookups = _plane.ffi.new("uint64_t[]", entries), _plane.ffi.new("uint32_t[]", entries)
+        held = _plane.lib.fsd_retract(self._c, node, ids, lookups, entries)
+        return list(zip(ids[0:held], lookups[0:held], strict=True)) if held > 0 else []
+
     def invalidate_entry(self, parent: int, name: bytes) -> None:
         """Make the kernel look a name up again."""
         _plane.lib.fsd_invalidate_entry(self._c, parent, name)
@@ -304,8 +403,13 @@ class Plane:
         _plane.lib.fsd_stats_read(self._c, found)
         values = {name: int(getattr(found, name)) for name in _FIGURES}
         operations = {code: int(n) for code, n in enumerate(found.operations) if n}
+        asked = {code: int(n) for code, n in enumerate(found.asked) if n}
         return Stats(
-            operations=operations, **values, passthrough=bool(found.passthrough), ended=bool(found.ended)
+            operations=operations,
+            asked=asked,
+            **values,
+            passthrough=bool(found.passthrough),
+            ended=bool(found.ended),
         )
 
     def describe(self) -> str:

@@ -4,19 +4,26 @@
 
 Rows are ``up``, ``ls``, ``walk``, ``make``, ``changes`` and ``write``; all of them when none is named. Every
 line is what was measured, its unit, and the goal. The store is real, with a tiny subvolume for every layer,
-on a btrfs of its own; cold means that the kernel's caches were dropped before.
+on a btrfs of its own; cold means that the kernel's caches were dropped before. From the environment:
+
+- ``FSD_BENCH_IMAGES``: how many images; each has eight layers and two containers;
+- ``FSD_BENCH_RUNS``: runs of what is measured more than once;
+- ``FSD_BENCH_HOME``: a directory whose disk is made by the first run and kept for those that follow.
 """
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import os
 import secrets
 import statistics
 import subprocess
 import sys
+import tarfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,12 +31,13 @@ from typing import TYPE_CHECKING
 from drivers import btrfs_ioctl
 from drivers.btrfs import BtrfsDriver
 from store import durable
+from store.bigdata import file_name
 from tests.support import loops
 from tests.support.daemon import Daemon, running
 from tests.support.tools import StoreDirs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 IMAGES = int(os.environ.get("FSD_BENCH_IMAGES", "1000"))
 CHAIN, CONTAINERS = 8, 2
@@ -51,14 +59,14 @@ class Bench:
 # -- the store ---------------------------------------------------------------------------------
 
 
-def _layer(key: str, parent: str) -> dict[str, object]:
+def _layer(key: str, parent: str, size: int) -> dict[str, object]:
     above = {"parent": parent} if parent else {}
     digests = {
         "compressed-diff-digest": f"sha256:{key}",
         "compressed-size": 123,
         "diff-digest": f"sha256:{key}",
     }
-    return {"id": key, **above, "created": TIME, **digests, "diff-size": 4096, "compression": 2}
+    return {"id": key, **above, "created": TIME, **digests, "diff-size": size, "compression": 2}
 
 
 def _image(number: int, top: str, layers: list[str], home: Path) -> dict[str, object]:
@@ -71,7 +79,7 @@ def _image(number: int, top: str, layers: list[str], home: Path) -> dict[str, ob
     }
     (home / key).mkdir(parents=True)
     for name, text in items.items():
-        (home / key / name).write_text(text)
+        (home / key / file_name(name)).write_text(text)
     return {
         "id": key,
         "digest": f"sha256:{key}",
@@ -96,12 +104,12 @@ def _container(name: str, image: object, layer: str) -> dict[str, object]:
     }
 
 
-def tables(home: Path) -> dict[str, list[dict[str, object]]]:
-    """The records; big data of images is written below ``home``."""
+def tables(home: Path, size: int) -> dict[str, list[dict[str, object]]]:
+    """The records of layers made from ``size`` bytes each; big data of images is written below ``home``."""
     found: dict[str, list[dict[str, object]]] = {"layers": [], "images": [], "containers": []}
     for number in range(IMAGES):
         chain = [secrets.token_hex(32) for _ in range(CHAIN)]
-        found["layers"] += [_layer(key, chain[n - 1] if n else "") for n, key in enumerate(chain)]
+        found["layers"] += [_layer(key, chain[n - 1] if n else "", size) for n, key in enumerate(chain)]
         image = _image(number, chain[-1], chain, home)
         found["images"].append(image)
         for n in range(CONTAINERS):
@@ -111,20 +119,62 @@ def tables(home: Path) -> dict[str, list[dict[str, object]]]:
     return found
 
 
+def archive() -> bytes:
+    """What each layer was made from: one tiny file."""
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        member = tarfile.TarInfo("hello")
+        member.size = 6
+        tar.addfile(member, io.BytesIO(b"hello\n"))
+    return made.getvalue()
+
+
 def build(dirs: StoreDirs) -> None:
-    """The store: records, and a snapshot of one tiny subvolume for every layer."""
-    records = tables(dirs.graphroot / "btrfs-images")
+    """The store: records, and a snapshot of its parent for every layer, as if made from an archive."""
+    packed, lines = archive(), io.BytesIO()
+    records = tables(dirs.graphroot / "btrfs-images", len(packed))
     driver = BtrfsDriver(dirs.graphroot / "btrfs")
     first = str(records["layers"][0]["id"])
     driver.create(first)
-    (driver.path_of(first) / "hello").write_text("hello\n")
+    driver.apply_diff(first, io.BytesIO(packed), tar_split=lines)
     subvolumes = driver.path_of(first).parent
-    for record in records["layers"][1:]:
-        btrfs_ioctl.snapshot(subvolumes / first, subvolumes, str(record["id"]))
     for kind, found in records.items():
         path = dirs.graphroot / f"btrfs-{kind}" / f"{kind}.json"
         path.parent.mkdir(mode=0o700, exist_ok=True)
         path.write_text(json.dumps(found, separators=(",", ":")))
+    split = gzip.compress(lines.getvalue())
+    for record in records["layers"]:
+        if record["id"] != first:
+            source = subvolumes / str(record.get("parent", first))
+            btrfs_ioctl.snapshot(source, subvolumes, str(record["id"]))
+        if "diff-digest" in record:
+            (dirs.graphroot / "btrfs-layers" / f"{record['id']}.tar-split.gz").write_bytes(split)
+
+
+@contextmanager
+def bench_disk(home: Path) -> Iterator[Path]:
+    """A mounted btrfs with the store; kept only below ``FSD_BENCH_HOME``."""
+    kept = os.environ.get("FSD_BENCH_HOME")
+    if kept is None:
+        with loops.loop_mount(home, "b", mkfs=("mkfs.btrfs", "-q"), size=16 << 30) as top:
+            build(StoreDirs(top / "g", top / "r"))
+            yield top
+        return
+    image, top = Path(kept) / f"tree-{IMAGES}.img", home / "b"
+    if not image.exists():
+        image.parent.mkdir(exist_ok=True)
+        with image.open("wb") as file:
+            file.truncate(16 << 30)
+        subprocess.run(["mkfs.btrfs", "-q", image], check=True)
+    top.mkdir()
+    subprocess.run(["mount", "-o", "loop,noatime", image, top], check=True)
+    try:
+        if not (top / "built").exists():
+            build(StoreDirs(top / "g", top / "r"))
+            (top / "built").touch()
+        yield top
+    finally:
+        loops.unmount_below(top)
 
 
 # -- measuring ---------------------------------------------------------------------------------
@@ -267,9 +317,8 @@ def main(names: list[str]) -> int:
     with ExitStack() as stack:
         home = loops.new_run()
         stack.callback(loops.remove_run, home)
-        top = stack.enter_context(loops.loop_mount(home, "b", mkfs=("mkfs.btrfs", "-q"), size=16 << 30))
+        top = stack.enter_context(bench_disk(home))
         dirs = StoreDirs(top / "g", top / "r")
-        build(dirs)
         subprocess.run(["sync"], check=True)
         began = time.perf_counter()
         daemon = stack.enter_context(running(dirs, top / "mnt", quiet=False))

@@ -4,9 +4,9 @@
 is pyfuse3's. Requests go out up to 64 at a time (``plane_requests``), and every answer is read and checked
 (``plane_answers``): one for each request that has one, of the length the kernel wants. Four exports are
 withdrawn, shown again, armed and changed behind the plane's back meanwhile: a gated one, a frozen read-only
-one, one without handles, and one of another directory with a subvolume in it. At the end all files are
-closed and all nodes forgotten, and the plane must hold nothing any more. Build with ``FSD_SANITIZE=1`` to
-have every memory access checked.
+one, one without handles, and one of another directory with a subvolume in it. Objects of the synthetic tree
+are published, outdated and retracted too. At the end all files are closed and all nodes forgotten, and the
+plane must hold nothing any more. Build with ``FSD_SANITIZE=1`` to have every memory access checked.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import random
 import select
 import socket
+import stat
 import struct
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from fsd.plane import Kind, Plane
+from fsd.plane import ASKED, ENTRY, GUARDED, LISTED, TOLD, UNLOOKED, Kind, Plane
 from tests.fuzz import plane_answers as answers
 from tests.fuzz import plane_requests as requests
 from tests.fuzz.plane_requests import OURS, Known, Requests
@@ -38,6 +39,9 @@ NUMBERED = 1000
 """Numbers from here on are given to subvolumes met in an export."""
 DENIED_PID = 7
 CAP_MKNOD = 27
+OBJECTS = 4
+"""Published objects; their numbers begin at the multiples of :data:`PLACES`."""
+PLACES, TABLE = 256, 3
 
 
 @dataclass(frozen=True)
@@ -78,6 +82,9 @@ class Fuzzer:
         self.forwarded: set[int] = set()
         self.answered = self.parked = self.notices = 0
         self.roots = [self.show(shown) for shown in EXPORTS]
+        self.plane.follow(top, "*.json")
+        self.published: dict[int, int] = {}
+        self.publish()
         self.poll = select.poll()
         for fd in (self.device.fileno(), self.python.fileno(), self.plane.events_fd):
             self.poll.register(fd, select.POLLIN)
@@ -111,8 +118,7 @@ class Fuzzer:
         """One answer."""
         opcode, request = self.make.under_way.pop(unique, (0, b""))
         assert request, f"an answer nobody waits for: {bytes(answer[:64])!r}"
-        node = struct.unpack_from("<Q", request, 16)[0]
-        own = bool(node & OURS) and unique not in self.forwarded
+        own = unique not in self.forwarded
         wrong = answers.fault(opcode, request, answer) if own else ""
         assert not wrong, f"opcode {opcode}: {wrong}: {request[:200]!r}"
         self.forwarded.discard(unique)
@@ -125,7 +131,7 @@ class Fuzzer:
             self.known.opened.discard(answers.handle_of(request))
         body = answer[answers.ANSWER.size :]
         for found in answers.nodes_in(opcode, body) if own or opcode in (1, 9) else ():
-            if found & OURS:
+            if found & OURS or (own and found):
                 self.known.add_node(found)
         if own and (handle := answers.handle_in(opcode, body)):
             self.known.add_handle(handle)
@@ -192,6 +198,40 @@ class Fuzzer:
             self.plane.invalidate_entry(self.known.node(), self.pick.choice((b"a", b"n" * 255)))
         elif choice < 8:
             self.change_behind()
+        elif choice < 11:
+            self.publish()
+        elif choice == 11:
+            self.plane.expire(self.pick.choice([*self.published, 1]))
+        elif choice == 12:
+            self.pick.choice((self.plane.outdate, lambda: _write(self.top / "in/x.json", b"")))()
+
+    def publish(self) -> None:
+        """Publish an object in the place of another."""
+        number = PLACES * self.pick.randrange(1, OBJECTS + 1)
+        self.retract(number)
+        entries, text, count = bytearray(), b"".join(requests.NAMES), self.pick.choice((1, 2, 9, 200))
+        kinds = stat.S_IFDIR, stat.S_IFREG, stat.S_IFLNK
+        parent = 0
+        for at in range(count):
+            parent = min(self.pick.choice((parent, parent + 1)), max(at - 1, 0))
+            kind = self.pick.choice(kinds) if at else stat.S_IFDIR
+            flags = self.pick.choice((0, 0, ASKED, UNLOOKED, GUARDED, TOLD)) | self.pick.choice((0, LISTED))
+            name = at % (len(text) - 255), self.pick.choice((1, 2, 255))
+            target = self.pick.choice(((0, 0), (0, len(text))))
+            shown = self.pick.getrandbits(40), self.pick.getrandbits(62), kind | 0o755, 1, at
+            entries += ENTRY.pack(
+                number + at, *shown, parent, *name, *target, 1000, 1000, self.pick.choice((0, 20)), flags
+            )
+        guard = self.pick.choice((None, (str(self.top / "in"), 1), (str(self.top / "none"), 7)))
+        how = {"owner": 1, "generation": self.plane.generation(), "lasts": self.pick.choice((0.1, 9.0))}
+        assert self.plane.publish(entries, text, parent=TABLE, guard=guard, **how)
+        self.published[number] = count
+        self.known.add_node(number)
+
+    def retract(self, number: int) -> None:
+        """Take an object back; the kernel holds no node that no answer told of."""
+        held = self.plane.retract(number, self.published.pop(number, 0))
+        assert all(node in self.known.met for node, _ in held), held
 
     def change_behind(self) -> None:
         """Somebody changes the directory itself."""
@@ -251,6 +291,9 @@ class Fuzzer:
         for root in self.roots * 8:  # several, since threads overtake each other
             self.send(self.make.proper(requests.GETATTR, root, bytes(16)))
         self.settle()
+        for number in list(self.published):
+            held = self.plane.retract(number, self.published.pop(number))
+            assert not held, f"lookups that were given back are still counted: {held}"
 
     def held(self) -> str:
         """What the plane holds that nobody asked it to hold; its threads may need a moment."""
