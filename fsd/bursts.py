@@ -50,9 +50,15 @@ def _abandoned() -> Exception:
 
 @dataclass(slots=True)
 class _Pending:
-    """A snapshot being taken; ``deadline`` (trio's clock) is when writers stop waiting for it."""
+    """A snapshot being taken for ``burst``.
 
+    ``deadline`` (trio's clock) is when writers stop waiting for it; ``landed`` is set, from any thread, when
+    they need not wait, although the event loop was not told.
+    """
+
+    burst: Burst
     deadline: float
+    landed: bool = False
     done: trio.Event = field(default_factory=trio.Event)
     failure: Exception | None = field(default_factory=_abandoned)
     late: TimeoutError | None = None
@@ -170,6 +176,8 @@ class Bursts:
         if not policy.enabled or policy.is_noise(name):
             return
         track = await self._track(container_id)
+        if track.pending is not None and track.pending.landed:
+            self._land(track, track.pending, changed=True)
         if track.pending is None:
             verdict = policy.judge(track.burst, self._clock())
             if not verdict.snapshot:
@@ -195,24 +203,28 @@ class Bursts:
 
     def _start(self, container_id: str, track: _Track, burst: Burst) -> None:
         """Begin a burst: take its snapshot as a task of its own, which outlives the writers' patience."""
-        track.pending = _Pending(trio.current_time() + self.policy(container_id).snapshot_timeout)
-        trio.lowlevel.spawn_system_task(self._run, container_id, track, track.pending, burst)
+        deadline = trio.current_time() + self.policy(container_id).snapshot_timeout
+        track.pending = _Pending(burst, deadline)
+        trio.lowlevel.spawn_system_task(self._run, container_id, track, track.pending)
 
-    async def _run(self, container_id: str, track: _Track, pending: _Pending, burst: Burst) -> None:
+    async def _run(self, container_id: str, track: _Track, pending: _Pending) -> None:
         """Take a snapshot, let writers go on once it landed, and note how it went."""
-        landed = functools.partial(self._land, track, pending, burst, changed=True)
+        landed = functools.partial(self._land, track, pending, changed=True)
         tell = functools.partial(trio.lowlevel.current_trio_token().run_sync_soon, landed)
         policy = self.policy(container_id)
-        window = policy.quiet, (burst.began or 0.0) + policy.longest
+        window = policy.quiet, (pending.burst.began or 0.0) + policy.longest
 
         def let_go() -> None:
-            for go in list(track.hasty.values()):
+            pending.landed = True
+            hasty = list(track.hasty.values())
+            for go in hasty:
                 go(*window)
-            tell()
+            if not hasty:  # else the event loop would wake only to be in their way
+                tell()
 
         try:
             taken = await self._take(container_id, let_go)
-            self._land(track, pending, burst, changed=taken is not None)
+            self._land(track, pending, changed=taken is not None)
         except Exception as exc:
             self._end(track, pending, exc)
             self._report(container_id, exc)
@@ -221,10 +233,11 @@ class Bursts:
         if pending.failure is None:
             await self._remember(container_id, track.burst)
 
-    def _land(self, track: _Track, pending: _Pending, burst: Burst, *, changed: bool) -> None:
+    def _land(self, track: _Track, pending: _Pending, *, changed: bool) -> None:
         """Writes may go on: there is a snapshot of what was before them."""
         if pending.done.is_set():
             return
+        burst = pending.burst
         if track.burst.began is not None and track.burst.began >= (burst.began or 0.0):
             burst = track.burst  # writers who stopped waiting began it meanwhile
         track.burst = replace(burst, snapshot=self._clock()) if changed else burst

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@+-]*")
 TIMESTAMP = "%Y%m%dT%H%M%SZ"
 AUTOMATIC_NAME = re.compile(r"(?:pre-rollback-)?\d{8}T\d{6}Z(?:_\d+)?")
+_COURTESY = 0.0005
+"""Seconds by which a row comes after the writers it let go, who else had to share the processor with it."""
 RENAME = "snapshot-rename"
 """The kind of intent :meth:`SnapshotTable.move` records."""
 
@@ -114,6 +116,7 @@ class SnapshotTable:
             if landed is not None:
                 begin()
                 landed()
+                time.sleep(_COURTESY)
             return self._record(snapshot, durable)
 
     def _record(self, snapshot: Snapshot, durable: bool) -> Snapshot:

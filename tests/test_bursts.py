@@ -421,6 +421,27 @@ def test_bursts_tell_hastened_writers_from_the_thread_that_took_the_snapshot() -
     assert told == [(False, POLICY.quiet, START + POLICY.longest)]
 
 
+def test_bursts_let_a_writer_pass_who_comes_when_the_snapshot_has_landed_and_is_being_recorded() -> None:
+    async def take(container_id: str, landed: Callable[[], None]) -> object:
+        await trio.to_thread.run_sync(landed)
+        await trio.sleep_forever()
+
+    async def write(bursts: Bursts, told: trio.Event) -> None:
+        with bursts.hastened("c", lambda *window: trio.from_thread.run_sync(told.set)):
+            await bursts.before("c", b"f")
+
+    async def main() -> None:
+        bursts, told = Bursts(take, POLICY, now), trio.Event()
+        bursts.recall("c")
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(write, bursts, told)
+                await told.wait()
+                await bursts.before("c", b"g")
+
+    trio.run(main)
+
+
 def test_bursts_do_not_tell_hastened_writers_of_a_snapshot_that_failed() -> None:
     snapshots, told = Snapshots(seconds=1.0, failures=[OSError(errno.EIO, "x")]), []
 
