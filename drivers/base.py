@@ -132,11 +132,14 @@ class Compared:
         changes: sorted by path; all ADDED without an older tree.
         archive: opens an uncompressed tar of the changes, as often as wanted.
         archive_size: bytes of that archive, from the files' attributes alone.
+        generations: :meth:`Snapshots.generation` of the very content that was compared, of the new tree and
+            the old one; ``None`` where there is no such number.
     """
 
     changes: Sequence[Change]
     archive: Callable[[], BinaryIO]
     archive_size: Callable[[], int]
+    generations: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

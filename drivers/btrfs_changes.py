@@ -18,7 +18,7 @@ import os
 import struct
 from abc import abstractmethod
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -53,6 +53,8 @@ class Side:
     copy: Path
     id: int
     """Subvolume ID of the copy."""
+    generation: int
+    """The last transaction that changed the content the copy has."""
 
     @property
     def nested(self) -> list[bytes]:
@@ -78,6 +80,11 @@ class Pair:
         # A copy lacks what nested subvolumes hold: with any there, the layers themselves are looked at.
         self.root = new.live if self._nested else new.copy
         self._old_root = old.live if self._nested else old.copy
+
+    @property
+    def generations(self) -> tuple[int, int] | None:
+        """Of the content of both sides; ``None`` where some of it is not in the copies."""
+        return None if self._nested else (self._new.generation, self._old.generation)
 
     def changes(self) -> list[Change]:
         """The changes, by the cheapest way that works."""
@@ -230,7 +237,8 @@ class BtrfsChanges(NaiveDiff):
             owners = Owners(mappings, old_mappings)
             pair = None if old is None else self._pair_of(copies, new, old, owners)
             if pair is not None:
-                yield self.comparison(pair.root, pair.changes(), mappings)
+                found = self.comparison(pair.root, pair.changes(), mappings)
+                yield replace(found, generations=pair.generations)
                 return
             with super().compared(new, old, mappings, old_mappings) as found:
                 yield found
@@ -276,7 +284,8 @@ class BtrfsChanges(NaiveDiff):
         copy = self.scratch_path()
         btrfs_ioctl.snapshot(live, copy.parent, copy.name, read_only=True)
         try:
-            yield Side(live, copy, btrfs_ioctl.subvolume_id(copy))
+            info = btrfs_ioctl.subvolume_info(copy)
+            yield Side(live, copy, info.id, info.ctransid)
         finally:
             self._discard_copy(copy)
 

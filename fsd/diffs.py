@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from drivers.base import Compared
     from drivers.tarindex import SeekableDiff
     from store.records import Layer
     from store.state import State
@@ -143,7 +144,7 @@ class Differences:
         with ExitStack() as stack:
             found = stack.enter_context(compared(self._store, pair.new, pair.old))
             size = found.archive_size()
-            self._keep(pair, stamp, describe_changes(found), size)
+            self._keep(pair, stamp, describe_changes(found), size, found)
             return Opened(of_stream(size, found.archive), stack.pop_all())
 
     # -- in the background ---------------------------------------------------------------------
@@ -175,7 +176,7 @@ class Differences:
         """Both generations in one number; ``None`` where the driver has none."""
         new = generation_of(self._store, pair.new, settle=settle)
         old = generation_of(self._store, pair.old) if pair.old else 0
-        return None if new is None or old is None else new << _GENERATION_BITS | old
+        return None if new is None or old is None else _stamp_of(new, old)
 
     def _untouched(self, pair: Pair) -> bool:
         """Whether a copy was never written since it was made."""
@@ -207,14 +208,16 @@ class Differences:
                 return kept[1], sizes[1]
             with compared(self._store, pair.new, pair.old) as found:
                 text, size = describe_changes(found), found.archive_size()
-            return text, self._keep(pair, stamp, text, size)
+            return text, self._keep(pair, stamp, text, size, found)
 
-    def _keep(self, pair: Pair, stamp: int | None, text: bytes, size: int) -> Sizes:
+    def _keep(self, pair: Pair, stamp: int | None, text: bytes, size: int, found: Compared) -> Sizes:
         """Remember a result.
 
-        The generations were read before the trees were copied: a write in between makes the result newer
-        than its stamp, and the next look compares once more.
+        Where the driver does not tell which content it compared, the generations were read before: a write
+        in between makes the result newer than its stamp, and the next look compares once more.
         """
+        if stamp is not None and found.generations is not None:
+            stamp = _stamp_of(*found.generations)
         sizes = Sizes(len(text), size)
         generation = -1 if stamp is None else stamp
         with self._lock:
@@ -242,6 +245,10 @@ class Differences:
 def _current(sizes: Sizes, stamp: int | None) -> Sizes:
     """Sizes of now, with the generation they belong to."""
     return sizes if stamp is None else replace(sizes, generation=stamp >> _GENERATION_BITS)
+
+
+def _stamp_of(new: int, old: int) -> int:
+    return new << _GENERATION_BITS | old
 
 
 # -- archives layers were made from ----------------------------------------------------------------

@@ -354,6 +354,23 @@ def test_nested_subvolumes_are_compared_in_place(driver: BtrfsDriver, layer: Cal
     }
 
 
+def test_comparison_tells_which_content_it_compared(driver: BtrfsDriver, layer: Callable[..., Path]) -> None:
+    parent, child = layer("p"), layer("c", "p")
+    (child / "f").write_text("not on the disk yet")
+    with driver.compared(child, parent) as found:
+        (child / "g").write_text("later")
+    later = tuple(driver.snapshots().generation(layer_id) for layer_id in ("c", "p"))
+    assert found.generations is not None
+    assert found.generations[0] < later[0]
+    assert found.generations[1] == later[1]
+    with driver.compared(child, parent) as found:
+        pass
+    assert found.generations == later
+    btrfs_ioctl.create_subvolume(child, "nested")
+    with driver.compared(child, parent) as found:
+        assert found.generations is None
+
+
 def test_siblings_that_reuse_inode_numbers_are_told_apart(
     driver: BtrfsDriver, layer: Callable[..., Path]
 ) -> None:

@@ -11,6 +11,7 @@ import tarfile
 
 import pytest
 
+from drivers import btrfs_ioctl
 from tests.support.filled import BASE, CONTAINER, TOP, errname_of, eventually, write
 from tests.support.mounted import mounted
 from tests.support.tools import StoreDirs, ToolBox
@@ -50,6 +51,24 @@ def test_changes_show_a_write_that_is_not_on_disk_yet(tree):
     assert (web / "changes").read_text() == "C /etc\nC /etc/passwd\n"
     with tarfile.open(web / "diff.tar") as archive:
         assert [member.name for member in archive] == ["etc", "etc/passwd"]
+
+
+def test_changes_are_compared_once_for_their_size_and_their_text(tree):
+    container = tree.path / "containers" / CONTAINER
+    _edit(container)
+    home = (container / "path").readlink().parent
+
+    def made() -> int:
+        """How many subvolumes there were up to now, this one included."""
+        btrfs_ioctl.create_subvolume(home, "probe")
+        number = btrfs_ioctl.subvolume_id(home / "probe")
+        btrfs_ioctl.destroy(home, "probe")
+        return number
+
+    before = made()
+    size = (container / "changes").stat().st_size
+    assert len((container / "changes").read_text()) == size
+    assert made() - before == 3  # a copy of each side, and the probe
 
 
 def test_changes_sizes_survive_a_remount_and_follow_writes(filled, btrfs_dir, require):
