@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,8 @@ MAGIC_OFFSET, MAGIC = 0x10040, b"_BHRfS_M"
 """Where a btrfs superblock carries its magic (btrfs(5), on-disk format)."""
 OPTIONS = "loop,noatime,discard=async"
 """discard=async gives the space of deleted files back to the host; kernels before 6.2 want it named."""
+SETTLE_SECONDS = 5.0
+"""How long an unmount waits for the kernel."""
 
 
 class PoolError(MountError):
@@ -225,10 +228,10 @@ class Pool:
         for mount in mounts.below(self.graphroot):
             if mount.point.parent != self.graphroot or mount.root != f"/{mount.point.name}":
                 raise PoolError(f"the pool stays attached: {mount.point} is mounted; unmount it first")
-            mounts.unmount(mount.point)  # a graph driver's home, which peers bind onto itself and leave
+            _unmount(mount.point)  # a graph driver's home, which peers bind onto itself and leave
         while self.device is not None:
             try:
-                mounts.unmount(self.graphroot)
+                _unmount(self.graphroot)
             except MountError as error:
                 busy = ", ".join(map(str, mounts.holders(self.graphroot)))
                 raise PoolError(
@@ -305,6 +308,19 @@ def free_bytes(path: Path) -> int:
     """Bytes an ordinary user may still write on the file system of ``path``."""
     info = os.statvfs(path)
     return info.f_bavail * info.f_frsize
+
+
+def _unmount(point: Path) -> None:
+    """Unmount what no process uses: the kernel lets go of what an ended one had open a moment later."""
+    end = time.monotonic() + SETTLE_SECONDS
+    while True:
+        try:
+            mounts.unmount(point)
+            return
+        except MountError:
+            if mounts.holders(point) or time.monotonic() > end:
+                raise
+            time.sleep(0.02)
 
 
 def _try_lock(descriptor: int, kind: int) -> bool:

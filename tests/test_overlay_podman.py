@@ -151,24 +151,24 @@ def test_podman_runs_what_we_write_and_we_read_what_it_writes(
     driver = opened()
     [image] = driver.layer_ids()
     script = "cat /etc/from-us; echo podman > /etc/from-podman; rm /etc/group"
-    podman("create", "--name", "c", "localhost/base:1", "/bin/sh", "-c", script)
+    podman("create", "--name", "written", "localhost/base:1", "/bin/sh", "-c", script)
     [container] = set(driver.layer_ids()) - {image}
     assert (
         driver.metadata(container)["UpperDir"]
-        == podman("inspect", "c", "--format", "{{.GraphDriver.Data.UpperDir}}").stdout.strip()
+        == podman("inspect", "written", "--format", "{{.GraphDriver.Data.UpperDir}}").stdout.strip()
     )
     with driver.mounted(container) as tree:
         (tree / "etc" / "from-us").write_text("from us\n")
-    assert podman("start", "--attach", "c").stdout == "from us\n"
+    assert podman("start", "--attach", "written").stdout == "from us\n"
     with driver.mounted(container, READ_ONLY) as tree:
         assert (tree / "etc" / "from-podman").read_text() == "podman\n"
         assert not (tree / "etc" / "group").exists()
     kinds = {change.path: change.kind.value for change in driver.changes(container, image)}
     assert (kinds[b"/etc/from-us"], kinds[b"/etc/from-podman"], kinds[b"/etc/group"]) == ("A", "A", "D")
-    listed = set(podman("diff", "c").stdout.splitlines())
+    listed = set(podman("diff", "written").stdout.splitlines())
     assert {"A /etc/from-us", "A /etc/from-podman", "D /etc/group"} <= listed
-    podman("commit", "-q", "c", "localhost/next:1")
-    podman("rm", "c")
+    podman("commit", "-q", "written", "localhost/next:1")
+    podman("rm", "written")
     assert not driver.exists(container)
     assert podman("run", "--rm", "localhost/next:1", "/bin/cat", "/etc/from-us").stdout == "from us\n"
 

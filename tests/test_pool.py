@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -83,6 +84,20 @@ def test_detach_in_use_names_the_holder_and_keeps_the_pool(pool):
             pool.detach()
         assert pool.device is not None
     assert pool.detach()
+
+
+def test_detach_waits_for_what_the_kernel_alone_still_uses(pool):
+    pool.ensure()
+    held = pool.graphroot / "held"
+    with held.open("wb") as file:
+        file.truncate(1 << 20)
+    device = mounts.run("losetup", "--find", "--show", held).strip()
+    free = threading.Timer(0.3, mounts.run, ("losetup", "--detach", device))
+    free.start()
+    try:
+        assert pool.detach()
+    finally:
+        free.join()
 
 
 def test_detach_with_a_foreign_mount_inside_names_it(pool):

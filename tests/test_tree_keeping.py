@@ -290,8 +290,10 @@ def test_what_is_written_past_the_mount_is_snapshot_by_the_timer(serve, store, h
             for path in real.values():
                 path.write_text(str(number))
             assert eventually(lambda: reasons(tree, "a") == ["timer"] * (number + 1))  # noqa: B023
+            if number == 0:
+                before = snapshots(tree, "b")  # a look may have begun before the choice
         assert stays(lambda: reasons(tree, "a") == ["timer"] * 2, 1.5)  # nothing changed since
-        assert snapshots(tree, "b") == set()
+        assert snapshots(tree, "b") == before
         (tree.path / "containers/a/rootfs/file").write_text("a write so soon after is in the same burst")
         assert reasons(tree, "a") == ["timer"] * 2
         newest = max(snapshots(tree, "a"))

@@ -466,11 +466,11 @@ def test_podman_runs_what_we_extended(
     podman("import", rootfs_tar, "localhost/base:1")
     driver = VfsDriver(vfs_tools.dirs.graphroot / "vfs")
     images = set(driver.layer_ids())
-    podman("create", "--name", "c", "localhost/base:1", "/bin/cat", "/etc/added")
+    podman("create", "--name", "extended", "localhost/base:1", "/bin/cat", "/etc/added")
     [container] = set(driver.layer_ids()) - images
     with driver.mounted(container) as tree:
         (tree / "etc" / "added").write_text("from the driver\n")
-    assert podman("start", "--attach", "c").stdout == "from the driver\n"
-    assert "A /etc/added" in podman("diff", "c").stdout
-    podman("rm", "c")
+    assert podman("start", "--attach", "extended").stdout == "from the driver\n"
+    assert "A /etc/added" in podman("diff", "extended").stdout
+    podman("rm", "extended")
     assert not driver.exists(container)
