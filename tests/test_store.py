@@ -304,6 +304,14 @@ def test_delete_image_takes_only_layers_nothing_else_needs(store):
     assert subvolumes(store) == set()
 
 
+def test_delete_image_on_the_layer_of_a_container_leaves_the_container(store):
+    container = store.create_container(names=["web"])
+    store.create_image(names=["of-web"], layer=container.layer)
+    assert store.delete_image("of-web") == []
+    assert store.layer(container.layer).id == container.layer
+    assert store.check() == []
+
+
 def test_delete_image_of_a_container_is_refused(store):
     image = store.create_image(layer=store.create_layer().id)
     container = store.create_container(image=image.id)

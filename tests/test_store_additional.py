@@ -58,6 +58,7 @@ def test_images_of_the_additional_store_are_listed_and_read(two):
     assert store.image_big_data("img", "manifest") == b"{}"
     assert store.images_by_digest(image.digest) == [image]
     assert store.layers_by_uncompressed_digest(store.layer("base").diff_digest)[0].id == image.layer
+    assert store.layers_by_compressed_digest(store.layer("base").compressed_digest)[0].id == image.layer
     assert store.image_size("img") == first.image_size("img")
 
 
