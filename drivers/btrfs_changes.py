@@ -245,13 +245,15 @@ class BtrfsChanges(NaiveDiff):
 
     def is_untouched(self, layer_id: str, parent: str) -> bool:
         """Whether neither was written since one was copied from the other, by their root items."""
-        sides = [self.present(layer_id), self.present(parent)]
-        new, old = map(btrfs_ioctl.subvolume_info, sides)
-        if new.parent_uuid != old.uuid or max(new.ctransid, old.ctransid) >= new.otransid:
-            return False
-        return not any(
-            btrfs_tree.nested_subvolumes(side, info.id) for side, info in zip(sides, (new, old), strict=True)
-        )
+        with (
+            btrfs_ioctl.opened(self.present(layer_id)) as side,
+            btrfs_ioctl.opened(self.present(parent)) as other,
+        ):
+            new, old = btrfs_ioctl.subvolume_info(side), btrfs_ioctl.subvolume_info(other)
+            if new.parent_uuid != old.uuid or max(new.ctransid, old.ctransid) >= new.otransid:
+                return False
+            nested = btrfs_tree.nested_subvolumes
+            return not nested(side, new.id) and not nested(other, old.id)
 
     @contextmanager
     def _compared(

@@ -86,19 +86,9 @@ class Differences:
         self._sizes: dict[str, tuple[int, Sizes]] = {}
         self._wanted: OrderedDict[str, Pair] = OrderedDict()
         self._lock = threading.Lock()
-        self._glancing = threading.local()
         self.changed: Callable[[str], object] = lambda layer_id: None
         """Told of layers whose sizes are known better now."""
         self._working: dict[str, threading.Lock] = {}
-
-    @contextmanager
-    def glancing(self, on: bool = True) -> Iterator[None]:
-        """A block in which this thread asks for too many sizes to compare anything for them."""
-        self._glancing.on = on
-        try:
-            yield
-        finally:
-            self._glancing.on = False
 
     # -- what is shown -------------------------------------------------------------------------
 
@@ -119,8 +109,7 @@ class Differences:
         known = self._known(pair, stamp)
         if known is not None and known[0] == stamp:
             return _current(known[1], stamp)
-        glancing = getattr(self._glancing, "on", False)
-        if stamp is not None and pair.old is not None and not glancing and self._budget.left > 0:
+        if stamp is not None and pair.old is not None and self._budget.left > 0:
             with self._budget.spending():
                 return _current(self._compare(pair)[1], stamp)
         if stamp is not None:

@@ -42,10 +42,10 @@ log = logging.getLogger("fsd")
 
 _KINDS: dict[TableName, Directory] = {"layers": LAYER, "images": IMAGE, "containers": CONTAINER}
 LASTS = KEEP_SECONDS
+AHEAD = 2
+"""How many times as many are rendered by the time somebody who goes on gets to the first of them."""
 TOGETHER = 32
 """How many objects are rendered at once at most."""
-FEW = 16
-"""How many objects are compared with what they were made from, as far as there is a budget for that."""
 KEPT = 256
 """How many objects stay published; each takes some 4 KiB."""
 
@@ -192,7 +192,7 @@ class Publisher:
                 return
             paths = self._walk(table).next(path)
             await self._show(table, paths)
-            if len(paths) > 1:
+            for _ in range(AHEAD if len(paths) > 1 else 0):
                 self._ask_for_more(table)
         elif not rest.partition("/")[2]:
             self._ask_for_more(table)
@@ -242,7 +242,7 @@ class Publisher:
         """In a thread: what the objects show, all of one moment."""
         batch.thread = threading.get_ident()
         site = self._site
-        with site.live.held(), site.history.state.reading(), site.diffs.glancing(len(places) > FEW):
+        with site.live.held(), site.history.state.reading():
             made = [rendered(*place) for place in places]
         return [one for one in made if one is not None]
 

@@ -26,13 +26,13 @@ from fsd.nodes import (
     relative_target,
 )
 from fsd.plane import ASKED, ENTRY, GUARDED, LISTED, TOLD, UNLOOKED
-from fsd.site import ContainerSubject, settled
+from fsd.site import ContainerSubject, PathSubject, settled
 from fsd.virtual import LargeFile
 from store.errors import StoreError
 
 if TYPE_CHECKING:
     from fsd.nodes import Kind, Node
-    from fsd.site import ObjectSubject
+    from fsd.site import ObjectSubject, Subject
 
 INNER_MAX = 128
 """Entries of an inner directory that is rendered too; a longer one is left to be listed by itself."""
@@ -178,12 +178,14 @@ class _Writer:
 
     def _found(self, node: Node, name: int, length: int, parent: int, number: int) -> None:
         """An entry whose node tells what it shows; left out when it is gone meanwhile."""
-        kind, target = node.kind, b""
+        kind, target, flags = node.kind, b"", 0
         try:
-            found = kind.attributes(node)
-            flags = self._flags(kind, node) if kind.changes_unseen(node) else 0
             if isinstance(kind, Link):
                 target = os.fsencode(kind.target(node))
+                found = Attributes(kind.mode, len(target), self._changed(node.subject))
+            else:
+                found = kind.attributes(node)
+                flags = self._flags(kind, node) if kind.changes_unseen(node) else 0
         except _GONE:
             if node is self._made.node:
                 raise
@@ -193,6 +195,11 @@ class _Writer:
         if not number:
             self._made.items.append((self._made.count, node))
         self._put(number, found, parent, name, length, target, kind, flags)
+
+    def _changed(self, subject: Subject) -> int:
+        """When a subject changed; that of the object is known."""
+        own = isinstance(subject, PathSubject) and subject.owner is self._made.node.subject
+        return self._changed_ns if own else subject.changed_ns()
 
     def _flags(self, kind: Kind, node: Node) -> int:
         """How the plane finds out whether an entry still is what it was."""
