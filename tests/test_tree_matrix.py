@@ -105,6 +105,8 @@ PLACES = {
     "control": "refuses",
     "control/prune": "refuses",
 }
+REAL = ("rootfs", "userdata", "rundata")
+"""Names of directories whose content is on disk; everything else of the tree is made up."""
 REACH_A_ROOTFS = (".", "containers", "containers/C")
 """Below these a recursive change of mode or owner comes to what may be written."""
 
@@ -123,6 +125,8 @@ def expected(tool: str, place: str) -> bool | None:
     return kind == "writable" or (kind == "takes archives" and tool in ("touch", "truncate"))
 
 
+MADE = ("new", "moved", "touched", "hello")
+"""Keys that tools add to big data."""
 TAKEN = ("cp", "mv", "touch", "tar x", "vim", "truncate", "mv away")
 """What does something to big data, or believes so; the others make names that are no keys, or remove all."""
 
@@ -205,27 +209,26 @@ def test_tools_all_at_once_do_as_expected_and_lose_nothing(tree: Mounted, place:
     where = tree.path / real_places(tree)[place]
     before = _state(tree)
     tools = {tool: work for tool, work in (READERS | WRITERS).items() if expected(tool, place) is not None}
-    running = {}
-    for number, (tool, script) in enumerate(tools.items()):
-        here = _own(where, number, tool) if PLACES[place] == "writable" else where
-        running[tool] = _begin(script, here, _scratch(tmp_path / str(number)))
-        if PLACES[place] == "takes files":  # one removes what the next one needs
+    running: dict[str, subprocess.Popen[str]] = {}
+    try:
+        for number, (tool, script) in enumerate(tools.items()):
+            here = _own(where, number) if PLACES[place] == "writable" else where
+            running[tool] = _begin(script, here, _scratch(tmp_path / str(number)))
+            if PLACES[place] == "takes files":  # one removes what the next one needs
+                _end(running, tool, place)
+                (where / "note").write_text("mine\n")
+        for tool in list(running):
             _end(running, tool, place)
-            (where / "note").write_text("mine\n")
-    for tool in list(running):
-        _end(running, tool, place)
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
     if PLACES[place] == "takes files":
         _tidy(where, before["big-data"][place.split("/")[0]])
     if PLACES[place] == "writable":
         # Not by this process: it has listed the container, and so must not empty what is private there.
         subprocess.run(["rm", "-r", where / "w"], check=True)
     assert _state(tree) == before
-
-
-REAL = ("rootfs", "userdata", "rundata")
-
-
-MADE = ("new", "moved", "touched", "hello")
 
 
 def _tidy(big_data: Path, before: dict[str, bytes]) -> None:
@@ -248,7 +251,7 @@ def _scratch(path: Path) -> Path:
     return path
 
 
-def _own(rootfs: Path, number: int, tool: str) -> Path:
+def _own(rootfs: Path, number: int) -> Path:
     """A directory for one tool alone; some remove it."""
     here = rootfs / "w" / str(number)
     (here / "below").mkdir(parents=True)
@@ -271,8 +274,9 @@ def _begin(script: str, place: Path, scratch: Path) -> subprocess.Popen[str]:
 
 
 def _end(running: dict[str, subprocess.Popen[str]], tool: str, place: str) -> None:
-    process = running.pop(tool)
+    process = running[tool]
     _, text = process.communicate(timeout=SECONDS)
+    del running[tool]
     assert (process.returncode == 0) is expected(tool, place), f"{tool} in {place}: {text}"
 
 
