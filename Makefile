@@ -30,13 +30,14 @@ BUILD_INPUTS := $(VENV)/bin/python pyproject.toml setup.py $(BUILD_SCRIPTS) $(BU
 SANITIZE_TESTS ?= tests/test_rootfs.py tests/test_rootfs_bulk.py tests/test_rootfs_names.py tests/test_rootfs_views.py tests/test_posix.py
 SANITIZE ?= address,undefined
 comma := ,
-SANITIZED_MODULE = $(wildcard build/sanitized-$(subst $(comma),-,$(SANITIZE))/fsd/plane/_plane.*.so)
+# Found by the shell: when make reads this it may not be built yet.
+SANITIZED_MODULE = $$(echo $(CURDIR)/build/sanitized-$(subst $(comma),-,$(SANITIZE))/fsd/plane/_plane.*.so)
 RUNTIMES = $(foreach word,$(subst $(comma), ,$(SANITIZE)),$(shell gcc -print-file-name=lib$(RUNTIME_$(word)).so))
 RUNTIME_address := asan
 RUNTIME_undefined := ubsan
 RUNTIME_thread := tsan
 SANITIZED = env PYTHONPATH=$(CURDIR)/tests/sanitized FSD_PYTHON=$(abspath $(BIN))/python FSD_PRELOAD="$(RUNTIMES)" \
-	FSD_SANITIZED=$(CURDIR)/$(SANITIZED_MODULE) ASAN_OPTIONS=detect_leaks=0:exitcode=99 \
+	FSD_SANITIZED=$(SANITIZED_MODULE) ASAN_OPTIONS=detect_leaks=0:exitcode=99 \
 	UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=exitcode=66
 # Three at a time: the tests wait for disks and for other programs more than they compute.
 PYTEST_ARGS ?= -n 3 --dist worksteal

@@ -77,9 +77,11 @@ def state(top: Path) -> dict[str, tuple[object, ...]]:
     return found
 
 
-def eventually(wanted: Callable[[], object], found: Callable[[], object]) -> None:
+def eventually(
+    wanted: Callable[[], object], found: Callable[[], object], within: float = WITHIN_SECONDS
+) -> None:
     """Both give the same soon, and go on to."""
-    end = time.monotonic() + WITHIN_SECONDS
+    end = time.monotonic() + within
     while (now := found()) != (then := wanted()):
         if time.monotonic() > end:
             assert now == then
@@ -97,7 +99,7 @@ def opened(directory: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def shown(home: Path, places: list[str]) -> Iterator[Shown]:
+def shown(home: Path, places: list[str], **plane: int) -> Iterator[Shown]:
     """Serve a new subvolume with these directories, each filled some seconds ago."""
     features.require("fuse")
     home.mkdir()
@@ -109,7 +111,9 @@ def shown(home: Path, places: list[str]) -> Iterator[Shown]:
             fill(real / name)
         time.sleep(OLD_SECONDS)
         views = {"c": (real, False), "also": (real, False)}
-        with RootfsMount(Path(place) / "mnt", views, Path(place) / "scratch", plane={"quiet": 1}) as mount:
+        with RootfsMount(
+            Path(place) / "mnt", views, Path(place) / "scratch", plane={"quiet": 1, **plane}
+        ) as mount:
             yield Shown(mount, real)
 
 
@@ -287,6 +291,29 @@ def test_lost_events_make_everything_be_asked_for_again(btrfs_root: Path) -> Non
             assert served.mount.stats()["lost"] > 0
     finally:
         QUEUE_LENGTH.write_text(before)
+        loops.delete_tree(btrfs_root, home)
+
+
+def test_changes_are_followed_only_while_somebody_looks(btrfs_root: Path) -> None:
+    home = btrfs_root / "coherence-rest"
+    try:
+        with shown(home, ["w"], idle=1) as served:
+            sides = served.sides("w")
+            for _ in range(2):
+                assert state(sides.here) == state(sides.real)
+                assert content(sides.here) == content(sides.real)
+            assert served.mount.stats()["watching"] == 1
+            with (sides.here / "f").open() as held:
+                eventually(lambda: 0, lambda: served.mount.stats()["watching"], 5)
+                (sides.real / "new").touch()
+                (sides.real / "d").chmod(0o700)
+                (sides.real / "f").write_bytes(b"other" * 1000)
+                eventually(lambda: state(sides.real), lambda: state(sides.here))
+                assert held.read() == "other" * 1000
+            assert content(sides.here) == content(sides.real)
+            eventually(lambda: 1, lambda: bool(state(sides.here)) and served.mount.stats()["watching"])
+            assert served.mount.stats()["watched"] >= 2
+    finally:
         loops.delete_tree(btrfs_root, home)
 
 

@@ -103,23 +103,6 @@ static void take_change(struct change *change, const struct fanotify_event_metad
 
 /* -- telling the kernel ---------------------------------------------------------------------------- */
 
-static void forget_shard(struct plane *p, int shard) {
-    size_t count = 0;
-    uint64_t *ids = node_ids(p, shard, NULL, &count);
-    for (size_t i = 0; i < count; i++)
-        notify_inode_now(p, ids[i], true);
-    free(ids);
-}
-
-/* Events were lost: nothing the kernel keeps of a watched tree is sure any more. */
-static void forget_all(struct plane *p) {
-    atomic_fetch_add(&p->changes, 1);
-    atomic_fetch_add(&p->lost, 1);
-    notify_ask_again(p);
-    for (int shard = 0; shard < SHARDS; shard++)
-        forget_shard(p, shard);
-}
-
 static void try_again(struct plane *p, uint64_t id) {
     struct retries *retries = &p->watches->retries;
     for (unsigned i = 0; i < retries->count; i++)
@@ -128,12 +111,32 @@ static void try_again(struct plane *p, uint64_t id) {
     if (retries->count < RETRIES_MAX)
         retries->items[retries->count++] = (struct retry){id, RETRY_TIMES};
     else
-        forget_all(p);
+        p->watches->again = true;
+}
+
+static void forget_shard(struct plane *p, int shard) {
+    size_t count = 0;
+    uint64_t *ids = node_ids(p, shard, NULL, &count);
+    for (size_t i = 0; i < count; i++)
+        if (notify_inode_now(p, ids[i], true) == -ENOENT)
+            try_again(p, ids[i]);
+    free(ids);
+}
+
+/* Nothing the kernel keeps of a watched tree is sure any more. */
+void changes_forget_all(struct plane *p) {
+    atomic_fetch_add(&p->changes, 1);
+    p->watches->again = false;
+    notify_ask_again(p);
+    for (int shard = 0; shard < SHARDS; shard++)
+        forget_shard(p, shard);
 }
 
 /* Tell again of nodes the kernel did not know. Whether some are left. */
 bool changes_retry(struct plane *p) {
     struct retries *retries = &p->watches->retries;
+    if (p->watches->again)
+        changes_forget_all(p);
     for (unsigned i = 0; i < retries->count;) {
         struct retry *retry = &retries->items[i];
         struct node *node = node_find(p, retry->id);
@@ -146,6 +149,11 @@ bool changes_retry(struct plane *p) {
             i++;
     }
     return retries->count;
+}
+
+static void changes_lost(struct plane *p) {
+    atomic_fetch_add(&p->lost, 1);
+    changes_forget_all(p);
 }
 
 /* A node of which something changed; `data`: what it holds, beside its attributes. */
@@ -200,7 +208,7 @@ static void apply(struct plane *p, const struct watch *watch, const struct chang
         else
             object_changed(p, ids[i], change->mask);
     if (count == TREES_MAX)
-        forget_all(p);
+        changes_lost(p);
 }
 
 static void take_all(struct plane *p, const struct watch *watch, const unsigned char *events, long length) {
@@ -210,7 +218,7 @@ static void take_all(struct plane *p, const struct watch *watch, const unsigned 
     for (; FAN_EVENT_OK(event, length); event = FAN_EVENT_NEXT(event, length)) {
         take_change(&change, event);
         if (change.mask & FAN_Q_OVERFLOW)
-            forget_all(p);
+            changes_lost(p);
         else
             apply(p, watch, &change, &last);
     }

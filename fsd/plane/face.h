@@ -44,6 +44,7 @@ typedef struct {
     int passthrough;
     int spin;
     int quiet;
+    int idle;
     const char *noise;
 } fsd_settings;
 
@@ -64,6 +65,7 @@ typedef struct {
     uint64_t searches;
     uint64_t watched;
     uint64_t unwatched;
+    uint64_t watching;
     uint64_t lost;
     uint64_t published;
     uint64_t held;

@@ -341,7 +341,7 @@ uint64_t *node_ids(struct plane *p, int shard, const struct export *ex, size_t *
     *count = 0;
     for (size_t at = 0; ids && at < among->size; at++)
         for (struct node *node = among->buckets[at]; node; node = node->next)
-            if (ex ? node->tree->export == ex : atomic_load(&node->tree->told)) {
+            if (ex ? node->tree->export == ex : atomic_load(&node->tree->told) || atomic_load(&node->tree->rests)) {
                 node->settled = false;
                 ids[(*count)++] = node->id;
             }

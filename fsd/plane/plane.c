@@ -25,6 +25,7 @@ static int init(struct plane *p, const fsd_settings *settings) {
     p->threads = settings->threads < 1 ? 1 : settings->threads;
     p->spin_max = settings->spin;
     p->quiet = settings->quiet;
+    p->idle = settings->idle;
     p->want_passthrough = settings->passthrough;
     p->own_uid = geteuid();
     p->own_gid = getegid();
@@ -131,8 +132,9 @@ static void count_watched(struct plane *p, fsd_stats *stats) {
     pthread_rwlock_rdlock(&p->exports_lock);
     for (struct export *ex = p->exports; ex; ex = ex->next)
         for (struct tree *tree = ex->trees; tree && ex->live && !(ex->flags & FSD_FROZEN); tree = tree->next)
-            ++*(atomic_load(&tree->told) ? &stats->watched : &stats->unwatched);
+            ++*(atomic_load(&tree->told) || atomic_load(&tree->rests) ? &stats->watched : &stats->unwatched);
     pthread_rwlock_unlock(&p->exports_lock);
+    stats->watching = watches_count(p);
 }
 
 void fsd_stats_read(plane *p, fsd_stats *stats) {

@@ -96,6 +96,7 @@ struct tree {
     struct watch *watch;  /* tells of changes made elsewhere; under the lock of the watches */
     struct tree *watched; /* the next in its row there */
     atomic_bool told;     /* watch is set: the kernel may keep what it is answered */
+    atomic_bool rests;    /* it was, and will be when somebody asks about the tree */
 };
 
 /* How an inode's data is open just now. */
@@ -250,7 +251,7 @@ struct published_all {
 
 struct plane {
     int device, socket, event_fd, stop_fd, pump_fd;
-    int threads, spin_max, quiet;
+    int threads, spin_max, quiet, idle;
     bool want_passthrough;
     atomic_bool stopping;
     atomic_bool ended;
@@ -497,8 +498,10 @@ void *namer_main(void *argument);
 int watches_start(struct plane *p);
 void watches_stop(struct plane *p);
 void watches_free(struct plane *p);
+uint32_t watches_count(struct plane *p);
 void tree_watch(struct plane *p, struct tree *tree);
 void tree_unwatch(struct plane *p, struct tree *tree);
+bool tree_is_told(const struct plane *p, const struct tree *tree);
 
 /* scan.c, ahead.c */
 void scan_drop(struct plane *p);

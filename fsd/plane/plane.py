@@ -35,6 +35,9 @@ SPIN = 400
 QUIET = 60
 """Seconds after which what others wrote through a memory mapping is on disk: twice what the kernel waits
 (``dirty_expire_centisecs``, proc_sys_vm(5))."""
+IDLE = 60
+"""Seconds without a request after which changes elsewhere are no longer followed: that costs whoever makes them some
+microseconds a file."""
 SLOTS_MAX = 4096
 SWEPT_MAX = 256
 """How many deleted exports one :meth:`Plane.sweep` lets go of."""
@@ -136,6 +139,8 @@ class Stats:
     """Trees that others change, of which the filesystem tells what they change."""
     unwatched: int
     """Those it does not tell of: the kernel asks again after a second."""
+    watching: int
+    """Filesystems that tell now; none when nobody looked for a while."""
     lost: int
     """How often more changed elsewhere than could be followed, so that everything was asked for again."""
     published: int
@@ -170,6 +175,7 @@ class Plane:
         noise: shell patterns of names whose changes pass gates unnoticed.
         quiet: how many seconds a small file that others may change must have been left alone for its data to
             be kept.
+        idle: how many seconds after the last request changes elsewhere are followed.
         descriptors: how many directories may be kept open.
     """
 
@@ -182,6 +188,7 @@ class Plane:
         threads: int = THREADS,
         spin: int = SPIN,
         quiet: int = QUIET,
+        idle: int = IDLE,
         descriptors: int | None = None,
     ) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -194,7 +201,7 @@ class Plane:
         settings = _plane.ffi.new("fsd_settings *")
         settings.device, settings.socket = device, ours.fileno()
         settings.threads, settings.spin = threads, spin
-        settings.quiet = quiet
+        settings.quiet, settings.idle = quiet, idle
         settings.descriptors = _default_slots() if descriptors is None else descriptors
         settings.passthrough = passthrough
         settings.noise = noise_text

@@ -31,7 +31,7 @@ void put_attr(struct fuse_attr *attr, uint64_t id, const struct statx *info) {
    is told when it does. */
 bool may_keep(const struct plane *p, unsigned changes, const struct node *node) {
     return node->tree->export->flags & FSD_FROZEN ||
-           (atomic_load(&node->tree->told) && atomic_load(&p->changes) == changes);
+           (tree_is_told(p, node->tree) && atomic_load(&p->changes) == changes);
 }
 
 /* Seconds since the inode last changed. */

@@ -106,6 +106,11 @@ static struct watch *find(struct watches *all, const unsigned char key[KEY_SIZE]
     return watch;
 }
 
+static bool wake_thread(struct watches *all) {
+    uint64_t one = 1;
+    return write(all->wake, &one, sizeof one) == sizeof one;
+}
+
 static struct watch *begin(struct watches *all, const struct tree *tree, const unsigned char key[KEY_SIZE]) {
     struct watch *watch = calloc(1, sizeof *watch);
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = watch};
@@ -122,6 +127,7 @@ static struct watch *begin(struct watches *all, const struct tree *tree, const u
     }
     watch->next = all->first;
     all->first = watch;
+    wake_thread(all); /* it looks at the clock from now on */
     return watch;
 }
 
@@ -152,6 +158,7 @@ void tree_watch(struct plane *p, struct tree *tree) {
             *row = tree;
             watch->trees++;
             atomic_store(&tree->told, true);
+            atomic_store(&tree->rests, false);
         }
     }
     pthread_mutex_unlock(&all->lock);
@@ -176,7 +183,32 @@ void tree_unwatch(struct plane *p, struct tree *tree) {
         tree->watch = NULL;
         atomic_store(&tree->told, false);
     }
+    atomic_store(&tree->rests, false);
     pthread_mutex_unlock(&all->lock);
+}
+
+/* Whether the kernel may keep what it is answered about a tree, because it is told of changes. Whoever asks wants
+   that. */
+bool tree_is_told(const struct plane *p, const struct tree *tree) {
+    struct watches *all = p->watches;
+    if (atomic_load(&tree->told)) {
+        if (!atomic_load_explicit(&all->looked_at, memory_order_relaxed))
+            atomic_store(&all->looked_at, true);
+        return true;
+    }
+    if (atomic_load(&tree->rests) && !atomic_exchange(&all->wanted, true) && !wake_thread(all))
+        atomic_store(&all->wanted, false);
+    return false;
+}
+
+/* How many filesystems tell of changes now. */
+uint32_t watches_count(struct plane *p) {
+    uint32_t count = 0;
+    pthread_mutex_lock(&p->watches->lock);
+    for (const struct watch *watch = p->watches->first; watch; watch = watch->next)
+        count += watch->trees > 0;
+    pthread_mutex_unlock(&p->watches->lock);
+    return count;
 }
 
 /* The node ids an object of a filesystem can have, one for each tree that shows it, at most `room`; how many. */
@@ -199,8 +231,8 @@ uint32_t watched_ids(struct plane *p, const struct watch *watch, const struct ha
 
 /* -- the thread ------------------------------------------------------------------------------------ */
 
-/* Give up groups no tree is left of; only the thread that reads them does. */
-static void sweep(struct watches *all) {
+/* Give up groups no tree is left of; only the thread that reads them does. Whether any is left. */
+static bool sweep(struct watches *all) {
     pthread_mutex_lock(&all->lock);
     for (struct watch **at = &all->first, *watch; (watch = *at);) {
         if (watch->trees) {
@@ -211,7 +243,62 @@ static void sweep(struct watches *all) {
         close(watch->group);
         free(watch);
     }
+    bool left = all->first;
     pthread_mutex_unlock(&all->lock);
+    return left;
+}
+
+static void rest_row(struct tree **row) {
+    for (struct tree *tree = *row, *next; tree; tree = next) {
+        next = tree->watched;
+        tree->watch->trees--;
+        tree->watch = NULL;
+        atomic_store(&tree->rests, true);
+        atomic_store(&tree->told, false);
+    }
+    *row = NULL;
+}
+
+static int64_t now_s(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return now.tv_sec;
+}
+
+/* When nobody asked for a while, follow no changes any more: whoever makes them pays for it. */
+static void rest_if_idle(struct plane *p) {
+    struct watches *all = p->watches;
+    if (atomic_exchange(&all->looked_at, false))
+        all->asked_s = now_s();
+    if (now_s() - all->asked_s < p->idle)
+        return;
+    pthread_mutex_lock(&all->lock);
+    for (struct tree **row = all->rows; row < all->rows + ROWS; row++)
+        rest_row(row);
+    pthread_mutex_unlock(&all->lock);
+    changes_forget_all(p);
+}
+
+static void resume(struct plane *p) {
+    struct watches *all = p->watches;
+    uint64_t count;
+    if (read(all->wake, &count, sizeof count) < 0)
+        return;
+    all->asked_s = now_s();
+    pthread_rwlock_rdlock(&p->exports_lock);
+    for (struct export *ex = p->exports; ex; ex = ex->next)
+        for (struct tree *tree = ex->trees; tree; tree = tree->next)
+            if (atomic_exchange(&tree->rests, false) && !atomic_load(&ex->gone))
+                tree_watch(p, tree);
+    pthread_rwlock_unlock(&p->exports_lock);
+    atomic_store(&all->wanted, false);
+}
+
+static void serve(struct plane *p, struct watch *watch) {
+    if (watch)
+        changes_take(p, watch, watch->group);
+    else
+        resume(p);
 }
 
 static void pause_a_little(void) {
@@ -223,15 +310,16 @@ static void *watch_main(void *argument) {
     struct plane *p = argument;
     struct watches *all = p->watches;
     struct epoll_event ready[8];
-    bool waits = false;
+    int timeout = -1;
     while (!p->stopping) {
-        int count = epoll_wait(all->epoll, ready, 8, waits ? RETRY_MS : -1);
+        int count = epoll_wait(all->epoll, ready, 8, timeout);
         for (int i = 0; i < count && !p->stopping; i++)
-            if (ready[i].data.ptr)
-                changes_take(p, ready[i].data.ptr, ((struct watch *)ready[i].data.ptr)->group);
-        waits = changes_retry(p);
-        waits |= notify_names_stuck(p);
-        sweep(all);
+            serve(p, ready[i].data.ptr);
+        bool soon = changes_retry(p);
+        soon |= notify_names_stuck(p);
+        if (sweep(all))
+            rest_if_idle(p);
+        timeout = soon ? RETRY_MS : sweep(all) ? p->idle * 500 : -1;
         if (count > 0)
             pause_a_little();
     }
@@ -240,13 +328,15 @@ static void *watch_main(void *argument) {
 
 int watches_start(struct plane *p) {
     struct watches *all = p->watches = calloc(1, sizeof *all);
-    struct epoll_event stop = {.events = EPOLLIN};
+    struct epoll_event event = {.events = EPOLLIN};
     sigset_t every, before;
     if (!all)
         return -ENOMEM;
     pthread_mutex_init(&all->lock, NULL);
     all->epoll = epoll_create1(EPOLL_CLOEXEC);
-    if (all->epoll < 0 || epoll_ctl(all->epoll, EPOLL_CTL_ADD, p->stop_fd, &stop))
+    all->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (all->epoll < 0 || all->wake < 0 || epoll_ctl(all->epoll, EPOLL_CTL_ADD, p->stop_fd, &event) ||
+        epoll_ctl(all->epoll, EPOLL_CTL_ADD, all->wake, &event))
         return -errno;
     sigfillset(&every);
     pthread_sigmask(SIG_SETMASK, &every, &before);
@@ -270,6 +360,8 @@ void watches_free(struct plane *p) {
     sweep(all);
     if (all->epoll >= 0)
         close(all->epoll);
+    if (all->wake >= 0)
+        close(all->wake);
     pthread_mutex_destroy(&all->lock);
     free(all);
 }

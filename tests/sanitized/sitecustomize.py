@@ -23,7 +23,10 @@ class Finder:
     def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name != MODULE:
             return None
-        return importlib.util.spec_from_file_location(name, os.environ["FSD_SANITIZED"])
+        place = Path(os.environ["FSD_SANITIZED"])
+        if not place.is_file():
+            raise ImportError(f"no sanitized data plane: {place}")
+        return importlib.util.spec_from_file_location(name, place)
 
 
 sys.meta_path.insert(0, Finder)
