@@ -65,39 +65,38 @@ static bool take_handle(const unsigned char *at, size_t room, struct handle *han
     return true;
 }
 
-static void take_record(struct change *change, const struct fanotify_event_info_header *record) {
-    size_t head = offsetof(struct fanotify_event_info_fid, handle), used;
-    const unsigned char *at = (const unsigned char *)record + head;
+static void take_record(struct change *change, unsigned type, const unsigned char *at, size_t length) {
     struct handle handle;
-    if (record->len < head || !take_handle(at, record->len - head, &handle, &used))
+    size_t used;
+    if (!take_handle(at, length, &handle, &used))
         return;
-    if (record->info_type == FAN_EVENT_INFO_TYPE_FID) {
+    if (type == FAN_EVENT_INFO_TYPE_FID) {
         change->object = handle;
         change->has_object = true;
-    } else if (record->info_type == FAN_EVENT_INFO_TYPE_DFID_NAME || record->info_type == FAN_EVENT_INFO_TYPE_DFID) {
-        size_t room = record->len - head - used;
-        size_t length = record->info_type == FAN_EVENT_INFO_TYPE_DFID ? 0 : strnlen((const char *)at + used, room);
-        length = length > LONGEST_NAME ? LONGEST_NAME : length;
-        memcpy(change->name, at + used, length);
-        change->name[length] = 0;
+    } else if (type == FAN_EVENT_INFO_TYPE_DFID_NAME || type == FAN_EVENT_INFO_TYPE_DFID) {
+        size_t name = type == FAN_EVENT_INFO_TYPE_DFID ? 0 : strnlen((const char *)at + used, length - used);
+        name = name > LONGEST_NAME ? LONGEST_NAME : name;
+        memcpy(change->name, at + used, name);
+        change->name[name] = 0;
         change->directory = handle;
         change->has_directory = true;
     }
 }
 
-static void take_change(struct change *change, const struct fanotify_event_metadata *event) {
-    const unsigned char *at = (const unsigned char *)event + event->metadata_len;
-    const unsigned char *end = (const unsigned char *)event + event->event_len;
+/* Events and their records begin at multiples of four bytes only, so their heads are copied. */
+static void take_change(struct change *change, const struct fanotify_event_metadata *event, const unsigned char *at) {
+    struct fanotify_event_info_header record;
+    const unsigned char *end = at + event->event_len;
+    size_t head = offsetof(struct fanotify_event_info_fid, handle);
     change->mask = event->mask;
     change->tid = event->pid;
     change->has_directory = change->has_object = false;
     change->name[0] = 0;
-    while ((size_t)(end - at) >= sizeof(struct fanotify_event_info_header)) {
-        const struct fanotify_event_info_header *record = (const void *)at;
-        if (record->len < sizeof *record || record->len > end - at)
+    for (at += event->metadata_len; at + sizeof record <= end; at += record.len) {
+        memcpy(&record, at, sizeof record);
+        if (record.len < head || record.len > end - at)
             return;
-        take_record(change, record);
-        at += record->len;
+        take_record(change, record.info_type, at + head, record.len - head);
     }
 }
 
@@ -211,12 +210,15 @@ static void apply(struct plane *p, const struct watch *watch, const struct chang
         changes_lost(p);
 }
 
-static void take_all(struct plane *p, const struct watch *watch, const unsigned char *events, long length) {
-    const struct fanotify_event_metadata *event = (const void *)events;
+static void take_all(struct plane *p, const struct watch *watch, const unsigned char *at, size_t length) {
+    struct fanotify_event_metadata event;
     struct change change;
     uint64_t last = 0;
-    for (; FAN_EVENT_OK(event, length); event = FAN_EVENT_NEXT(event, length)) {
-        take_change(&change, event);
+    for (size_t left = length; left >= sizeof event; left -= event.event_len, at += event.event_len) {
+        memcpy(&event, at, sizeof event);
+        if (event.event_len < event.metadata_len || event.metadata_len < sizeof event || event.event_len > left)
+            return;
+        take_change(&change, &event, at);
         if (change.mask & FAN_Q_OVERFLOW)
             changes_lost(p);
         else
@@ -231,7 +233,7 @@ void changes_take(struct plane *p, const struct watch *watch, int group) {
         ssize_t got = read(group, events, EVENTS_SIZE);
         if (got <= 0)
             return;
-        take_all(p, watch, events, got);
+        take_all(p, watch, events, (size_t)got);
         if (got < EVENTS_SIZE / 2)
             return;
     }

@@ -58,6 +58,11 @@ static int nested(struct request *r, struct export *ex, const struct handle *roo
     return *tree ? 0 : park_for_number(r, ex, root);
 }
 
+/* The inode number is enough, and no mount can be met on the way. */
+static bool needs_no_handle(const struct tree *tree) {
+    return tree->kind == BY_BTRFS_HANDLE && tree->export->cloned;
+}
+
 /* The node of an open entry of `parent`; the descriptor stays the caller's. */
 int enter_fd(struct request *r, struct node *parent, const char *name, int fd, struct child *child) {
     struct handle handle;
@@ -65,6 +70,8 @@ int enter_fd(struct request *r, struct node *parent, const char *name, int fd, s
     int error = stat_fd(fd, &child->info);
     if (error)
         return error;
+    if (needs_no_handle(tree) && !is_nested(tree, &child->info))
+        return enter(r, tree, NULL, parent, name, child);
     if (handle_of(fd, "", AT_EMPTY_PATH, &handle))
         handle_from(&child->info, &handle);
     if (is_nested(tree, &child->info))
@@ -75,7 +82,7 @@ int enter_fd(struct request *r, struct node *parent, const char *name, int fd, s
 /* The node behind `name`, held, and its attributes; counts no lookup. */
 int child_of(struct request *r, struct node *parent, int directory, const char *name, struct child *child) {
     struct tree *tree = parent->tree;
-    if (tree->kind == BY_BTRFS_HANDLE && tree->export->cloned) {
+    if (needs_no_handle(tree)) {
         if (statx(directory, name, FLAGS, WANTED, &child->info))
             return -errno;
         if (!is_nested(tree, &child->info))

@@ -36,8 +36,8 @@ QUIET = 60
 """Seconds after which what others wrote through a memory mapping is on disk: twice what the kernel waits
 (``dirty_expire_centisecs``, proc_sys_vm(5))."""
 IDLE = 60
-"""Seconds without a request after which changes elsewhere are no longer followed: that costs whoever makes them some
-microseconds a file."""
+"""Seconds without a request after which changes elsewhere are no longer followed: that costs whoever makes
+them some microseconds a file."""
 SLOTS_MAX = 4096
 SWEPT_MAX = 256
 """How many deleted exports one :meth:`Plane.sweep` lets go of."""
