@@ -1,5 +1,6 @@
 """The data plane: requests on real directory trees, served in C without running Python."""
 
+from fsd.plane.mounting import mount, unmount
 from fsd.plane.plane import (
     ASKED,
     ENTRY,
@@ -15,9 +16,7 @@ from fsd.plane.plane import (
     Mode,
     Plane,
     Stats,
-    mount,
     number_of,
-    unmount,
 )
 
 __all__ = [

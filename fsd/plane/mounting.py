@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import ctypes
 import errno
 import os
@@ -29,6 +30,31 @@ def _check(returned: int, path: Path) -> None:
     if returned < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), str(path))
+
+
+def mount(mountpoint: Path, *, source: str = "fsd", subtype: str = "fsd", allow_other: bool = False) -> int:
+    """Mount a FUSE filesystem without anything that serves it yet; the device descriptor.
+
+    With privilege by mount(2), else through the set-user-ID helper fusermount3.
+
+    Raises:
+        OSError: the mount was refused.
+    """
+    if os.geteuid() == 0:
+        with contextlib.suppress(PermissionError):
+            return direct(mountpoint, source, subtype, allow_other)
+    options = [f"fsname={source}", f"subtype={subtype}", "default_permissions", "nosuid", "nodev", "noatime"]
+    return through_helper(mountpoint, options + ["allow_other"] * allow_other)
+
+
+def unmount(mountpoint: Path) -> None:
+    """Detach a mount; requests under way fail. One that is gone already is fine."""
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            detach(mountpoint)
+        except OSError as exc:
+            if exc.errno not in (errno.EINVAL, errno.ENOENT):
+                raise
 
 
 def direct(mountpoint: Path, source: str, subtype: str, allow_other: bool) -> int:

@@ -472,35 +472,3 @@ def _default_slots() -> int:
     """A quarter of the descriptors the process may have; open files need the others."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return SLOTS_MAX if soft == resource.RLIM_INFINITY else max(16, min(SLOTS_MAX, soft // 4))
-
-
-# -- mounting --------------------------------------------------------------------------------------
-
-
-def mount(mountpoint: Path, *, source: str = "fsd", subtype: str = "fsd", allow_other: bool = False) -> int:
-    """Mount a FUSE filesystem without anything that serves it yet; the device descriptor.
-
-    With privilege by mount(2), else through the set-user-ID helper fusermount3.
-
-    Raises:
-        OSError: the mount was refused.
-    """
-    from fsd.plane import mounting
-
-    if os.geteuid() == 0:
-        with contextlib.suppress(PermissionError):
-            return mounting.direct(mountpoint, source, subtype, allow_other)
-    options = [f"fsname={source}", f"subtype={subtype}", "default_permissions", "nosuid", "nodev", "noatime"]
-    return mounting.through_helper(mountpoint, options + ["allow_other"] * allow_other)
-
-
-def unmount(mountpoint: Path) -> None:
-    """Detach a mount; requests under way fail. One that is gone already is fine."""
-    from fsd.plane import mounting
-
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            mounting.detach(mountpoint)
-        except OSError as exc:
-            if exc.errno not in (errno.EINVAL, errno.ENOENT):
-                raise
