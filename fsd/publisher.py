@@ -242,8 +242,11 @@ class Publisher:
         """In a thread: what the objects show, all of one moment."""
         batch.thread = threading.get_ident()
         site = self._site
-        with site.live.held(), site.history.state.reading():
-            made = [rendered(*place) for place in places]
+        try:
+            with site.live.held(), site.history.state.reading():
+                made = [rendered(*place) for place in places]
+        finally:
+            batch.thread = 0  # what else it does is not of this batch
         return [one for one in made if one is not None]
 
     def _publish(self, made: Rendered, generation: int, batch: _Batch) -> None:
