@@ -138,6 +138,22 @@ def test_damaged_big_data_is_found_and_image_goes(store):
     assert store.layers() == []
 
 
+def test_damaged_big_data_of_layers_and_containers_is_found(store):
+    store.set_layer_big_data("base", "key", b"value")
+    item = store.table_directory("layers") / store.layer("base").id / "key"
+    item.unlink()
+    (found,) = store.check()
+    assert (found.kind, found.table) == (Kind.BAD_DATA, "layers")
+    item.write_bytes(b"value")
+    other = store.table_directory("containers") / store.container("web").id / "key"
+    other.write_bytes(b"VALUE")
+    (found,) = store.check()
+    assert (found.kind, found.table) == (Kind.BAD_DATA, "containers")
+    assert "digest" in found.text
+    other.write_bytes(b"value")
+    assert store.check() == []
+
+
 def test_broken_records_are_dropped_and_unfinished_layers_finished(store):
     edit(store, "images", lambda records: records.append({"id": OTHER, "names": 1}))
     edit(store, "layers", lambda records: records.append({"id": OTHER, "flags": {INCOMPLETE: True}}))
