@@ -74,7 +74,8 @@ def run(
     settings = load_settings(settings_path(store.options))
     site = Site(store, History(store, policy=settings.retention), mountpoint, settings=settings)
     bursts = _bursts(site)
-    plane = Plane(plane_mount(mountpoint, allow_other=allow_other), noise=NOISE)
+    device = plane_mount(mountpoint, allow_other=allow_other)
+    plane = Plane(device, noise=NOISE, keep_awake=settings.plane.keep_awake)
     site.plane = plane
     mount = _Mount(mountpoint, foreground, ready, load)
     site.errors.told = plane.failed

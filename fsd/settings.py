@@ -62,6 +62,18 @@ class BackgroundSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlaneSettings:
+    """How real trees are served.
+
+    Attributes:
+        keep_awake: while requests come one after another, a virtual machine's idle processors do not halt:
+            much faster, and busier for the host.
+    """
+
+    keep_awake: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WriteSettings:
     """What the first write of a burst does in a container where nothing was chosen."""
 
@@ -82,6 +94,7 @@ class Settings:
     timer: TimerSettings = field(default_factory=TimerSettings)
     background: BackgroundSettings = field(default_factory=BackgroundSettings)
     on_write: WriteSettings = field(default_factory=WriteSettings)
+    plane: PlaneSettings = field(default_factory=PlaneSettings)
     source: str = ""
     given: frozenset[str] = field(default=frozenset(), compare=False)
 

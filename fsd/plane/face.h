@@ -45,6 +45,7 @@ typedef struct {
     int spin;
     int quiet;
     int idle;
+    int keep_awake;
     const char *noise;
 } fsd_settings;
 
@@ -61,6 +62,7 @@ typedef struct {
     uint64_t pinned;
     uint64_t polls;
     uint64_t spins;
+    uint64_t awakenings;
     uint64_t malformed;
     uint64_t searches;
     uint64_t watched;

@@ -26,6 +26,7 @@ static int init(struct plane *p, const fsd_settings *settings) {
     p->spin_max = settings->spin;
     p->quiet = settings->quiet;
     p->idle = settings->idle;
+    latency_start(p, settings->keep_awake);
     p->want_passthrough = settings->passthrough;
     p->own_uid = geteuid();
     p->own_gid = getegid();
@@ -77,6 +78,7 @@ static void release(struct plane *p) {
     close(p->event_fd);
     close(p->stop_fd);
     close(p->pump_fd);
+    latency_stop(p);
     free(p);
 }
 
@@ -150,6 +152,7 @@ void fsd_stats_read(plane *p, fsd_stats *stats) {
                          .pinned = atomic_load(&p->pinned),
                          .polls = atomic_load(&p->polls),
                          .spins = atomic_load(&p->spins),
+                         .awakenings = atomic_load(&p->awakenings),
                          .malformed = atomic_load(&p->malformed),
                          .searches = atomic_load(&p->searches),
                          .lost = atomic_load(&p->lost),

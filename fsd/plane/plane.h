@@ -252,6 +252,10 @@ struct published_all {
 struct plane {
     int device, socket, event_fd, stop_fd, pump_fd;
     int threads, spin_max, quiet, idle;
+    int latency_fd; /* of the kernel's CPU latency QoS; -1: nothing is asked of it */
+    bool awake;     /* idle processors poll; the watchman's, as the next two are */
+    unsigned calm_ticks;
+    _Atomic uint64_t awakenings;
     bool want_passthrough;
     atomic_bool stopping;
     atomic_bool ended;
@@ -429,6 +433,11 @@ void event_push(struct plane *p, const fsd_event *event);
 void park_run_ready(struct worker *w);
 int park_init(struct plane *p, const char *noise);
 void park_free(struct plane *p);
+
+void latency_start(struct plane *p, bool wanted);
+void latency_tick(struct plane *p, uint64_t requests);
+void latency_rest(struct plane *p);
+void latency_stop(struct plane *p);
 
 uint64_t process_started(uint32_t pid);
 bool process_is_dying(uint32_t pid);

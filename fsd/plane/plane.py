@@ -132,6 +132,8 @@ class Stats:
     pinned: int
     polls: int
     spins: int
+    awakenings: int
+    """How often processors were kept from sleeping, since requests came one after another."""
     malformed: int
     searches: int
     """How often a tree nobody changes was read in bulk."""
@@ -176,6 +178,7 @@ class Plane:
         quiet: how many seconds a small file that others may change must have been left alone for its data to
             be kept.
         idle: how many seconds after the last request changes elsewhere are followed.
+        keep_awake: let idle processors of a virtual machine poll as long as requests come one after another.
         descriptors: how many directories may be kept open.
     """
 
@@ -189,6 +192,7 @@ class Plane:
         spin: int = SPIN,
         quiet: int = QUIET,
         idle: int = IDLE,
+        keep_awake: bool = True,
         descriptors: int | None = None,
     ) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -202,6 +206,7 @@ class Plane:
         settings.device, settings.socket = device, ours.fileno()
         settings.threads, settings.spin = threads, spin
         settings.quiet, settings.idle = quiet, idle
+        settings.keep_awake = keep_awake
         settings.descriptors = _default_slots() if descriptors is None else descriptors
         settings.passthrough = passthrough
         settings.noise = noise_text

@@ -71,6 +71,7 @@ static bool nothing_to_watch(const struct plane *p) {
 }
 
 static void watch_sleep(struct plane *p) {
+    latency_rest(p);
     atomic_store(&p->watch_asleep, true);
     while (!p->stopping && nothing_to_watch(p))
         pthread_cond_wait(&p->watch_wake, &p->turn_lock);
@@ -92,7 +93,9 @@ void *watchman_main(void *argument) {
     while (!p->stopping) {
         const struct worker *reader = p->reader;
         unsigned long before = reader ? atomic_load(&reader->handled) : 0;
+        uint64_t requests = atomic_load(&p->requests);
         tick(p);
+        latency_tick(p, atomic_load(&p->requests) - requests);
         quiet = nothing_to_watch(p) ? quiet + 1 : 0;
         if (quiet > QUIET_TICKS) {
             watch_sleep(p);
