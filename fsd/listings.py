@@ -13,7 +13,7 @@ import trio
 from pyfuse3 import InodeT
 
 from fsd.errnos import errno_of
-from fsd.nodes import Attributes, RealTree
+from fsd.nodes import LISTED_SECONDS, Attributes, RealTree
 from fsd.plane import OURS
 from fsd.site import ContainerSubject, PartSubject
 from fsd.virtual import LargeFile
@@ -36,9 +36,6 @@ KEEPS_LISTING, KEPT_LISTING = 1 << 62, 1 << 61
 
 END = 1 << 30
 """In the offset after the last entry: the plane knows that nothing follows."""
-LISTED_SECONDS = 0.02
-"""How long what a listing says of an entry holds: whoever lists a directory stats its entries next."""
-
 TOGETHER = 32
 """Entries whose attributes one thread makes at a time."""
 
@@ -96,7 +93,7 @@ def shown(inodes: Inodes, node: Node, found: Attributes) -> EntryAttributes:
     """A synthetic entry as the kernel gets it."""
     number = inodes.number(node)
     entry = entry_attributes(number, found, node.kind.keep_name)
-    entry.generation = inodes.generation(number)
+    entry.generation = found.generation or inodes.generation(number)
     return entry
 
 

@@ -15,6 +15,7 @@ import errno
 import functools
 import os
 import stat
+import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from fsd.site import Subject
     from fsd.views import ViewSpec
 
+LISTED_SECONDS = 0.02
+"""How long what a listing says of an entry holds: whoever lists a directory stats its entries next."""
 KEEP_SECONDS = 1.0
 """How long names and directories are kept: every path walks through them. What another process changes
 is taken back at once by ``fsd.followers``; this bounds what it could miss."""
@@ -44,6 +47,8 @@ class Attributes:
     nlink: int = 1
     keep: float = 0.0
     """Seconds the kernel may keep them without asking."""
+    generation: int = 0
+    """Of the inode: what the kernel keeps without end belongs to one only (fuse.h, ``fuse_entry_out``)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,10 +262,15 @@ class Link(Kind):
 
     to: Callable[[Any], str | None]
     mode = stat.S_IFLNK | 0o777
+    keep_name = LISTED_SECONDS
 
     def attributes(self, node: Node) -> Attributes:
         """The size of a symlink is the length of its target."""
-        return Attributes(self.mode, len(os.fsencode(self.target(node))), node.subject.changed_ns())
+        return self.leading_to(os.fsencode(self.target(node)), node.subject.changed_ns())
+
+    def leading_to(self, target: bytes, changed_ns: int) -> Attributes:
+        """Attributes with that target. The kernel keeps a target, so another one is another inode's."""
+        return Attributes(self.mode, len(target), changed_ns, generation=zlib.crc32(target))
 
     def target(self, node: Node) -> str:
         """The target as the kernel will follow it."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from drivers.errors import DriverError
-from fsd.listings import LISTED_SECONDS
 from fsd.nodes import (
+    LISTED_SECONDS,
     Attributes,
     Directory,
     DirectoryKind,
@@ -159,7 +159,7 @@ class _Writer:
             if to is None:
                 return
             target = os.fsencode(relative_target(to, self._made.node.path))
-            found = Attributes(kind.mode, len(target), self._changed_ns)
+            found = kind.leading_to(target, self._changed_ns)
         elif isinstance(kind, RealTree):
             found, flags = Attributes(kind.mode, 0, 0), UNLOOKED
         elif isinstance(kind, Flag) and kind.since_ns(self._subject) is None:
@@ -182,7 +182,7 @@ class _Writer:
         try:
             if isinstance(kind, Link):
                 target = os.fsencode(kind.target(node))
-                found = Attributes(kind.mode, len(target), self._changed(node.subject))
+                found = kind.leading_to(target, self._changed(node.subject))
             else:
                 found = kind.attributes(node)
                 flags = self._flags(kind, node) if kind.changes_unseen(node) else 0
@@ -227,7 +227,7 @@ class _Writer:
             found.mtime_ns,
             found.mode,
             found.nlink,
-            0 if parent or self._made.entries else self._generation,
+            found.generation if parent or self._made.entries else self._generation,
             parent,
             name,
             length,

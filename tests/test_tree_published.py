@@ -146,6 +146,17 @@ def test_each_change_through_the_tree_is_seen_at_once(tree):
     assert os.listdir(tree.path / "layers/base/children") != []
 
 
+def test_links_lead_to_the_new_name_of_what_was_renamed(tree):
+    """The kernel keeps targets of symlinks for good, also where size and time are the same again."""
+    used_by = (tree.path / "containers/c/layer").resolve() / "used-by"
+    before = "c"
+    for name in ("d", "e", "d"):
+        look(used_by.parent)
+        (tree.path / "containers" / before).rename(tree.path / "containers" / name)
+        assert [os.readlink(link) for link in used_by.iterdir()] == [f"../../../containers/{name}"]
+        before = name
+
+
 def test_changes_of_other_processes_are_seen_as_soon_as_what_is_listed_expires(
     tree, store: Store, store_dirs: StoreDirs
 ):
