@@ -1,8 +1,6 @@
 /* The thread that reads trees ahead of those who walk them, and has data written before a tree is read. */
 #include "scan.h"
 
-#include <signal.h>
-
 #define FOLLOWED (32u << 10) /* windows of this size and more are followed by the next one at once */
 #define REACH 1024           /* an inode so much after the beginning of a window may be in it */
 
@@ -124,19 +122,15 @@ static void *ahead_main(void *argument) {
 }
 
 int ahead_start(struct plane *p) {
-    sigset_t all, before;
     struct scan *s = p->scan = calloc(1, sizeof *s);
     if (!s)
         return -ENOMEM;
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->wake, NULL);
     pthread_cond_init(&s->done, NULL);
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int error = pthread_create(&s->thread, NULL, ahead_main, p);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    int error = thread_start(&s->thread, ahead_main, p);
     s->started = !error;
-    return -error;
+    return error;
 }
 
 static void forget_unsettled(struct scan *s) {

@@ -29,9 +29,7 @@ static void allow(struct plane *p, int32_t microseconds) {
 
 /* Without the privilege there is nothing to keep. */
 void latency_start(struct plane *p, bool wanted) {
-    p->latency_fd = wanted && in_a_guest() ? open(QOS, O_WRONLY | O_CLOEXEC) : -1;
-    if (p->latency_fd >= 0)
-        allow(p, NO_LIMIT); /* what was just opened allows none */
+    p->latency_fd = wanted && in_a_guest() ? open(QOS, O_WRONLY | O_CLOEXEC) : -1; /* open, it limits nothing yet */
 }
 
 /* The watchman tells how many requests came in its last tick. */

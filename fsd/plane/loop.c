@@ -271,25 +271,31 @@ static void *runner_main(void *argument) {
     return NULL;
 }
 
-static int start_one(struct plane *p, void *(*main)(void *)) {
+/* Every thread of the plane blocks all signals: they are Python's. */
+int thread_start(pthread_t *thread, void *(*main)(void *), void *argument) {
+    sigset_t all, before;
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
     pthread_attr_setstacksize(&attributes, 256 << 10);
-    int error = pthread_create(&p->workers[p->started], &attributes, main, p);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int error = -pthread_create(thread, &attributes, main, argument);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
     pthread_attr_destroy(&attributes);
-    p->started += !error;
-    return -error;
+    return error;
 }
 
-/* Start the threads with every signal blocked: signals are Python's. */
+static int start_one(struct plane *p, void *(*main)(void *)) {
+    int error = thread_start(&p->workers[p->started], main, p);
+    p->started += !error;
+    return error;
+}
+
 int loop_start(struct plane *p) {
-    sigset_t all, before;
     int error = 0;
     p->workers = calloc((size_t)p->threads + 4, sizeof *p->workers);
     if (!p->workers)
         return -ENOMEM;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
     for (int i = 0; i < p->threads && !error; i++)
         error = start_one(p, reader_main);
     if (!error)
@@ -301,9 +307,8 @@ int loop_start(struct plane *p) {
     if (!error)
         error = start_one(p, watchman_main);
     if (!error)
-        error = -pthread_create(&p->pump, NULL, pump_main, p);
+        error = thread_start(&p->pump, pump_main, p);
     p->pump_started = !error;
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
     return error;
 }
 

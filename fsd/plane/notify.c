@@ -2,8 +2,6 @@
    an answer, so threads of their own do it: one for what Python says, one for names that changed elsewhere. */
 #include "plane.h"
 
-#include <time.h>
-
 #define MESSAGE_MAX (sizeof(struct fuse_out_header) + 64 + LONGEST_NAME + 1)
 #define STUCK_NS 100000000L /* as long as it takes to tell one name at most, before all are asked for again */
 
@@ -52,12 +50,6 @@ static struct queued *next_of(struct plane *p, struct mailbox *box) {
     return item;
 }
 
-static long now_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    return now.tv_sec * 1000000000L + now.tv_nsec;
-}
-
 static int send_now(struct plane *p, const void *message, size_t length) {
     ssize_t sent;
     while ((sent = write(p->device, message, length)) < 0 && errno == EINTR)
@@ -68,7 +60,7 @@ static int send_now(struct plane *p, const void *message, size_t length) {
 static void send_from(struct plane *p, struct mailbox *box) {
     struct queued *item;
     while ((item = next_of(p, box))) {
-        atomic_store(&box->busy_since, now_ns());
+        atomic_store(&box->busy_since, monotonic_ns());
         send_now(p, item->bytes, item->length);
         atomic_store(&box->busy_since, 0);
         free(item);
@@ -146,7 +138,7 @@ void notify_ask_again(struct plane *p) {
    then every name is asked for again, which takes no lock. Whether names are still to be told. */
 bool notify_names_stuck(struct plane *p) {
     long since = atomic_load(&p->mail[NAMES].busy_since);
-    if (since && now_ns() - since > STUCK_NS) {
+    if (since && monotonic_ns() - since > STUCK_NS) {
         struct queued *untold = take_all(&p->mail[NAMES]);
         if (untold)
             notify_ask_again(p);

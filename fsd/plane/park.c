@@ -232,15 +232,17 @@ bool park_interrupt(struct plane *p, uint64_t unique) {
     pthread_mutex_lock(&p->park_lock);
     for (struct parked *item = p->parked; item && !found; item = item->next)
         if (unique_of(item) == unique)
-            found = item->interrupted = p->interrupted = true;
-    pthread_cond_signal(&p->runnable_wake);
+            found = item->interrupted = true;
+    if (found)
+        pthread_cond_signal(&p->runnable_wake);
     pthread_mutex_unlock(&p->park_lock);
     return found;
 }
 
-/* Let go who was interrupted and is ending. The kernel reports no second signal, so this looks again and again. */
-static void end_dying_locked(struct plane *p) {
-    p->interrupted = false;
+/* Let go who was interrupted and is ending; whether others were interrupted. The kernel reports no second
+   signal, so this looks again and again. */
+static bool end_dying_locked(struct plane *p) {
+    bool left = false;
     for (struct parked **at = &p->parked, *item; (item = *at);) {
         if (item->interrupted && process_is_dying(((struct fuse_in_header *)item->request)->pid)) {
             *at = item->next;
@@ -248,14 +250,14 @@ static void end_dying_locked(struct plane *p) {
             free(item);
             continue;
         }
-        p->interrupted |= item->interrupted;
+        left |= item->interrupted;
         at = &item->next;
     }
+    return left;
 }
 
 static void wait_for_runnable_locked(struct plane *p) {
-    end_dying_locked(p);
-    if (!p->interrupted) {
+    if (!end_dying_locked(p)) {
         pthread_cond_wait(&p->runnable_wake, &p->park_lock);
         return;
     }

@@ -280,7 +280,6 @@ struct plane {
     pthread_mutex_t park_lock;
     pthread_cond_t runnable_wake;
     struct parked *parked, *runnable;
-    bool interrupted; /* some of them may be */
     char *noise_text;
     struct event *events, *last_event;
     uint32_t event_count;
@@ -470,6 +469,8 @@ void *watchman_main(void *argument);
 void forward(struct plane *p, const void *message, size_t length);
 bool forward_pending(struct plane *p, uint64_t unique);
 void forward_free(struct plane *p);
+int thread_start(pthread_t *thread, void *(*main)(void *), void *argument);
+int64_t monotonic_ns(void);
 void *pump_main(void *argument);
 
 /* published.c: what is taken is locked until it is given back */

@@ -7,7 +7,6 @@
 #include <fnmatch.h>
 #include <linux/btrfs.h>
 #include <sys/inotify.h>
-#include <time.h>
 
 #define CHANGES (IN_MOVED_TO | IN_MOVED_FROM | IN_CREATE | IN_DELETE | IN_CLOSE_WRITE)
 #define EVENTS_SIZE 4096
@@ -44,14 +43,8 @@ static void look_locked(struct published_all *all) {
         }
 }
 
-static int64_t now_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
-
 static bool is_valid(const struct published_all *all, const struct published *object) {
-    return object->generation == all->generation && now_ns() < object->until_ns;
+    return object->generation == all->generation && monotonic_ns() < object->until_ns;
 }
 
 /* -- finding -------------------------------------------------------------------------------------- */
@@ -301,7 +294,7 @@ int fsd_publish(plane *p, const fsd_object *from) {
         if (find_locked(all, object->entries[at].id))
             error = -EEXIST;
     if (!error) {
-        object->until_ns = now_ns() + from->lasts_ns;
+        object->until_ns = monotonic_ns() + from->lasts_ns;
         enter_locked(all, object);
     }
     pthread_mutex_unlock(&all->lock);

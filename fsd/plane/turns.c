@@ -8,6 +8,13 @@
 #define TICK_NS 1000000
 #define QUIET_TICKS 50 /* the watchman sleeps after so many ticks without a request */
 
+/* To the tick of the kernel's clock. */
+int64_t monotonic_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
 void turns_init(struct plane *p) {
     pthread_mutex_init(&p->turn_lock, NULL);
     pthread_cond_init(&p->turn_free, NULL);

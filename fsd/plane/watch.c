@@ -4,7 +4,6 @@
 #include "watch.h"
 
 #include <linux/btrfs.h>
-#include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/fanotify.h>
@@ -260,9 +259,7 @@ static void rest_row(struct tree **row) {
 }
 
 static int64_t now_s(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    return now.tv_sec;
+    return monotonic_ns() / 1000000000;
 }
 
 /* When nobody asked for a while, follow no changes any more: whoever makes them pays for it. */
@@ -329,7 +326,6 @@ static void *watch_main(void *argument) {
 int watches_start(struct plane *p) {
     struct watches *all = p->watches = calloc(1, sizeof *all);
     struct epoll_event event = {.events = EPOLLIN};
-    sigset_t every, before;
     if (!all)
         return -ENOMEM;
     pthread_mutex_init(&all->lock, NULL);
@@ -338,10 +334,7 @@ int watches_start(struct plane *p) {
     if (all->epoll < 0 || all->wake < 0 || epoll_ctl(all->epoll, EPOLL_CTL_ADD, p->stop_fd, &event) ||
         epoll_ctl(all->epoll, EPOLL_CTL_ADD, all->wake, &event))
         return -errno;
-    sigfillset(&every);
-    pthread_sigmask(SIG_SETMASK, &every, &before);
-    int error = -pthread_create(&p->watcher, NULL, watch_main, p);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    int error = thread_start(&p->watcher, watch_main, p);
     p->watcher_started = !error;
     return error;
 }
