@@ -13,7 +13,6 @@ import logging
 import resource
 import signal
 import sys
-import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ import trio
 
 from fsd.bursts import NOISE, BurstPolicy, Bursts
 from fsd.control import snapshot_before_write
-from fsd.errnos import Failure, errno_of, explain
+from fsd.errnos import errno_of, explain
 from fsd.exports import Exports
 from fsd.followers import choices_of_containers, follow
 from fsd.operations import Operations
@@ -212,17 +211,5 @@ async def _take(site: Site, container: str, landed: Callable[[], None]) -> Snaps
 
 def _burst_failed(site: Site, container: str, exc: BaseException) -> None:
     """The write goes on (or not, by the policy); either way people can read why there is no snapshot."""
-    number = errno_of(exc) or errno.EIO
-    subject = ContainerSubject(site, container)
-    site.errors.add(
-        Failure(
-            time_ns=time.time_ns(),
-            pid=0,
-            uid=0,
-            operation="snapshot",
-            path=subject.path,
-            number=number,
-            text=f"no snapshot before a write: {exc}",
-            inode=0,
-        )
-    )
+    text = f"no snapshot before a write: {exc}"
+    site.errors.note("snapshot", ContainerSubject(site, container).path, errno_of(exc) or errno.EIO, text)

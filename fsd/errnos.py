@@ -119,6 +119,21 @@ class ErrorRing:
         self.told(list(dict.fromkeys(kept.inode for kept in list(self._failures))))
         log.info("%s", failure)
 
+    def note(self, operation: str, path: str, number: int, text: str) -> None:
+        """Remember a failure of fsd's own work, which no process asked for."""
+        self.add(
+            Failure(
+                time_ns=time.time_ns(),
+                pid=0,
+                uid=0,
+                operation=operation,
+                path=path,
+                number=number,
+                text=text,
+                inode=0,
+            )
+        )
+
     def text_for(self, inode: int) -> str | None:
         """Text of the newest failure on ``inode``."""
         return next((f.text for f in reversed(self._failures) if f.inode == inode), None)

@@ -6,12 +6,11 @@ import contextlib
 import errno
 import logging
 import signal
-import time
 from typing import TYPE_CHECKING
 
 import trio
 
-from fsd.errnos import Failure, errno_of
+from fsd.errnos import errno_of
 from fsd.watch import ANYTHING, Watch
 from store.config import fingerprint, watched_directories
 
@@ -72,18 +71,7 @@ def reload_options(site: Site, load: Callable[[], StoreOptions]) -> None:
             log.exception("the configuration cannot be taken over")
         text = f"the configuration was not taken over, everything stays as it was: {error}"
         site.unread_options = str(error)
-        site.errors.add(
-            Failure(
-                time_ns=time.time_ns(),
-                pid=0,
-                uid=0,
-                operation="reload",
-                path="control/config",
-                number=number or errno.EIO,
-                text=text,
-                inode=0,
-            )
-        )
+        site.errors.note("reload", "control/config", number or errno.EIO, text)
         log.warning("%s", text)
         return
     site.unread_options, site.pending_options = "", done.pending

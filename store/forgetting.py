@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from store.catalog import Catalog
     from store.history import History
     from store.trash import Trash
 
@@ -35,8 +34,10 @@ def forget_gone(history: History, trash: Trash) -> tuple[str, ...]:
     views = state.view_keys()
     catalog, trashed = history.store.catalog(), {entry.object_id for entry in trash.list()}
 
+    find = {"containers": catalog.container, "images": catalog.image, "layers": catalog.layer}
+
     def is_gone(table: str, object_id: str) -> bool:
-        return object_id not in trashed and not _exists(catalog, table, object_id)
+        return object_id not in trashed and find[table](object_id) is None
 
     containers = [owner.split("/")[1] for owner in chosen if owner.startswith("containers/")]
     gone = tuple(container for container in containers if is_gone("containers", container))
@@ -45,8 +46,3 @@ def forget_gone(history: History, trash: Trash) -> tuple[str, ...]:
     parts = [(key, *key.split("/")[:2]) for key in views]
     state.drop_views(key for key, kind, owner in parts if kind in OWNERS and is_gone(OWNERS[kind], owner))
     return gone
-
-
-def _exists(catalog: Catalog, table: str, object_id: str) -> bool:
-    find = {"containers": catalog.container, "images": catalog.image, "layers": catalog.layer}[table]
-    return find(object_id) is not None
