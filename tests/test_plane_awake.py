@@ -10,7 +10,7 @@ import pytest
 
 from tests.support import features
 from tests.support.rootfs_mount import RootfsMount
-from tests.support.rootfs_samples import run
+from tests.support.rootfs_samples import make_many, run
 from tests.support.rootfs_served import count
 
 QOS = Path("/dev/cpu_dma_latency")
@@ -25,16 +25,14 @@ def test_processors_are_kept_awake_in_bursts_of_requests(
     features.require("fuse")
     guest = DRIVER.exists() and DRIVER.read_text().strip() == "haltpoll" and os.access(QOS, os.W_OK)
     run("btrfs", "subvolume", "create", btrfs_dir / "c")
-    for number in range(500):
-        directory = btrfs_dir / f"c/{number % GROUPS}/{number}"
-        directory.mkdir(parents=True)
-        for name in range(10):
-            (directory / str(name)).touch()
+    for group in range(GROUPS):
+        (btrfs_dir / f"c/{group}").mkdir()
+        entries = make_many(btrfs_dir / f"c/{group}", 50, 10)
     views = {"c": (btrfs_dir / "c", True)}
     awakenings = 0
     with RootfsMount(tmp_path / "mnt", views, tmp_path / "s", plane={"keep_awake": keep_awake}) as mount:
         for group in range(GROUPS):  # a busy machine makes bursts slow
-            assert count(mount.path / f"c/{group}") == 1 + 500 // GROUPS * 11
+            assert count(mount.path / f"c/{group}") == entries
             time.sleep(0.1)
             awakenings = mount.stats()["awakenings"]
             if awakenings > 1:  # what is counted again was let go in between

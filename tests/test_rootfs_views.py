@@ -18,7 +18,7 @@ from fsd.handles import handle_of, identity, open_handle
 from fsd.plane import Mode
 from tests.support import rootfs_served, syscalls
 from tests.support.rootfs_mount import RootfsMount
-from tests.support.rootfs_samples import make_sample, run
+from tests.support.rootfs_samples import make_many, make_sample, run
 from tests.support.rootfs_served import Served, Work, count, errno_of
 from tests.support.trees import snapshot_tree
 
@@ -261,15 +261,6 @@ def test_gate_knows_a_file_by_its_newest_name(work: Work, served: Served) -> Non
 
 
 # -- scale and privilege ---------------------------------------------------------------------------
-
-
-def make_many(top: Path, directories: int, files: int) -> int:
-    """Empty files in directories; how many entries there are with ``top``."""
-    for number in range(directories):
-        (top / f"d{number}").mkdir()
-        for name in range(files):
-            os.close(os.open(top / f"d{number}/f{name}", os.O_CREAT | os.O_WRONLY))
-    return 1 + directories * (files + 1)
 
 
 def settled(mount: RootfsMount) -> int:

@@ -16,7 +16,6 @@ from urllib.parse import quote
 
 import pytest
 
-from tests.support import loops
 from tests.support.features import require
 from tests.support.filled import BASE, CONTAINER, TOP, eventually, fill
 from tests.support.mounted import Mounted, mounted
@@ -129,16 +128,6 @@ MADE = ("new", "moved", "touched", "hello")
 """Keys that tools add to big data."""
 TAKEN = ("cp", "mv", "touch", "tar x", "vim", "truncate", "mv away")
 """What does something to big data, or believes so; the others make names that are no keys, or remove all."""
-
-
-@pytest.fixture(scope="module")
-def home(btrfs_root: Path) -> Iterator[Path]:
-    directory = btrfs_root / "matrix"
-    directory.mkdir()
-    try:
-        yield directory
-    finally:
-        loops.delete_tree(btrfs_root, directory)
 
 
 @pytest.fixture(scope="module")

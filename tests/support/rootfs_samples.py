@@ -111,3 +111,12 @@ def as_user(
         f"os.setresgid({gid}, {gid}, {gid})\nos.setresuid({uid}, {uid}, {uid})\n"
     )
     return run(sys.executable, "-S", "-c", prologue + code, *args).stdout.strip()
+
+
+def make_many(top: Path, directories: int, files: int) -> int:
+    """Empty files in directories; how many entries there are with ``top``."""
+    for number in range(directories):
+        (top / f"d{number}").mkdir()
+        for name in range(files):
+            os.close(os.open(top / f"d{number}/f{name}", os.O_CREAT | os.O_WRONLY))
+    return 1 + directories * (files + 1)
