@@ -162,6 +162,8 @@ def show_health(args: argparse.Namespace) -> int:
     """``fsd health``: one line a check; exit 1 when any says ``fail``."""
     options = store_options(args)
     checks = [*_daemon_checks(options), *_pool_checks(options), *_store_checks(args, options)]
+    if any((name, result) == ("mount", "ok") for name, result, _ in checks):
+        checks += _told_by_the_daemon(options, {name for name, _, _ in checks})
     if args.json:
         output.print_json([{"check": name, "result": result, "text": text} for name, result, text in checks])
     else:
@@ -183,6 +185,20 @@ def _daemon_checks(options: StoreOptions) -> list[Check]:
         *checks,
         ("mount", "fail", f"{running.mountpoint} does not answer: fsd down --force, then fsd up"),
     ]
+
+
+def _told_by_the_daemon(options: StoreOptions, known: set[str]) -> list[Check]:
+    """What only the daemon can tell: the lines of ``control/health`` about other subjects."""
+    running = runfile.read(Path(options.runroot))
+    if running is None:
+        return []
+    told = []
+    for line in (running.mountpoint / "control/health").read_text().splitlines():
+        result, _, rest = line.partition(" ")
+        subject, _, text = rest.strip().partition(": ")
+        if subject not in known:
+            told.append((subject, result, text))
+    return told
 
 
 def _pool_checks(options: StoreOptions) -> list[Check]:

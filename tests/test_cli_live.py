@@ -76,7 +76,10 @@ def test_verbs_beside_a_daemon_show_in_its_tree(dirs, home):
         assert "C /etc/hostname" in fsd(dirs, "changes", "beside").stdout.splitlines()
         assert "fsd_uptime_seconds" in fsd(dirs, "metrics").stdout
         assert rows(dirs, "config")["bursts"]["quiet"] == 60
-        assert fsd(dirs, "health").returncode == 0
+        checks = {check["check"]: check["result"] for check in rows(dirs, "health")}
+        told = [line.split()[1].rstrip(":") for line in (daemon / "control/health").read_text().splitlines()]
+        assert set(told) <= checks.keys()
+        assert set(checks.values()) <= {"ok", "warn"}
         assert rows(dirs, "rm", "beside")[0]["trash"] in os.listdir(daemon / "trash")
         argv = fsd_argv(dirs, "events", "-n", "1", "--timeout", "60")
         with subprocess.Popen(argv, env=fsd_env(), stdout=subprocess.PIPE) as watching:
