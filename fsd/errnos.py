@@ -84,7 +84,10 @@ def errno_of(exc: BaseException) -> int | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """One refused or failed operation; ``time_ns`` is since the epoch, ``inode`` where it was seen."""
+    """One refused or failed operation; ``time_ns`` is since the epoch, ``inode`` where it was seen.
+
+    ``child`` is the node of the entry there that it was about, 0 if there is none.
+    """
 
     time_ns: int
     pid: int
@@ -94,6 +97,7 @@ class Failure:
     number: int
     text: str
     inode: int
+    child: int = 0
 
     def __str__(self) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.time_ns // 10**9))
@@ -116,7 +120,8 @@ class ErrorRing:
         """Remember a failure; the oldest one goes when the ring is full."""
         self._failures.append(failure)
         self.total += 1
-        self.told(list(dict.fromkeys(kept.inode for kept in list(self._failures))))
+        nodes = {node for kept in list(self._failures) for node in (kept.inode, kept.child) if node}
+        self.told(list(nodes))
         log.info("%s", failure)
 
     def note(self, operation: str, path: str, number: int, text: str) -> None:
@@ -136,7 +141,7 @@ class ErrorRing:
 
     def text_for(self, inode: int) -> str | None:
         """Text of the newest failure on ``inode``."""
-        return next((f.text for f in reversed(self._failures) if f.inode == inode), None)
+        return next((f.text for f in reversed(self._failures) if inode in (f.inode, f.child)), None)
 
     def since(self, time_ns: int, *, number: int = 0, defects: bool = False) -> int:
         """How many kept failures are not older: with that errno, or, with ``defects``, unforeseen ones."""
@@ -157,8 +162,8 @@ T = TypeVar("T", bound=pyfuse3.Operations)
 def barrier(cls: type[T]) -> type[T]:
     """Class decorator: let nothing but ``FUSEError`` leave any handler of an Operations class.
 
-    The class must offer ``report(operation, args, number, text)``, which is told of every failure
-    that carries a text, that is, of everything but a bare ``FUSEError``.
+    The class must offer a coroutine ``report(operation, args, number, text)``, which is told of every
+    failure that carries a text, that is, of everything but a bare ``FUSEError``.
     """
     for name, method in list(vars(cls).items()):
         if inspect.iscoroutinefunction(method) and hasattr(pyfuse3.Operations, name):
@@ -175,7 +180,7 @@ def _guard(name: str, method: Callable[..., Awaitable[Any]]) -> Callable[..., Aw
             raise
         except Exception as exc:
             number, text = explain(_single(exc), name)
-            self.report(name, args, number, text)
+            await self.report(name, args, number, text)
             raise pyfuse3.FUSEError(number) from exc
 
     return handler

@@ -29,7 +29,7 @@ from fsd.nodes import RealTree
 from fsd.plane import PUBLISHED_HANDLE
 from fsd.processes import has_signal
 from fsd.publisher import Publisher
-from fsd.realtrees import RealTrees
+from fsd.realtrees import OF_A_NAME, RealTrees
 from fsd.tree import root
 
 if TYPE_CHECKING:
@@ -385,9 +385,19 @@ class Operations(pyfuse3.Operations):
 
     # -- inside --------------------------------------------------------------------------------
 
-    def report(self, operation: str, args: tuple[Any, ...], number: int, text: str) -> None:
+    async def report(self, operation: str, args: tuple[Any, ...], number: int, text: str) -> None:
         """Keep the text of a failure for ``control/errors`` and the path's xattr."""
-        self.real.report(operation, args, number, text, self._place)
+        child = await self._child(args[0], args[1]) if operation in OF_A_NAME else 0
+        self.real.report(operation, args, number, text, self._place, child)
+
+    async def _child(self, inode: InodeT, name: bytes) -> int:
+        """The node of an entry; 0 when there is none."""
+        try:
+            parent = self._node(inode)
+            child = await self._call(parent, parent.kind.lookup, _entry_name(name))
+            return self.inodes.number(child) if child is not None else 0
+        except Exception:  # it is asked because something failed already
+            return 0
 
     def _held(self) -> int:
         return len(self.inodes) + (self.site.plane.stats().held if self.site.plane is not None else 0)

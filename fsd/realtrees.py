@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     Place = Callable[[int], tuple[str, InodeT, int, int]]
 
 _REMEMBERED = 256
+OF_A_NAME = frozenset({"unlink", "rmdir", "rename"})
+"""Operations on a directory that are about the entry of the name they give."""
 _KEPT = (
     "this process was refused the removal of the object's attributes, so all of it stays; "
     "to remove the object use rmdir alone"
@@ -60,7 +62,15 @@ class RealTrees:
         if key.startswith("containers:") and "/" not in key and pid:
             _deny(self._views, pid, f"{PRIVATE}{key}")
 
-    def report(self, operation: str, args: tuple[Any, ...], number: int, text: str, place: Place) -> None:
+    def report(
+        self,
+        operation: str,
+        args: tuple[Any, ...],
+        number: int,
+        text: str,
+        place: Place,
+        child: int = 0,
+    ) -> None:
         """Add a failure to the ring; ``place`` knows where synthetic nodes and handles are."""
         path, inode, pid, uid = self._where(args, place)
         if len(args) > 1 and isinstance(args[1], bytes) and operation not in ("write", "setxattr"):
@@ -76,6 +86,7 @@ class RealTrees:
                 number=number,
                 text=text,
                 inode=inode,
+                child=child,
             )
         )
 
@@ -122,8 +133,16 @@ def failure(site: Site, views: Views, event: Event, number: int, text: str) -> N
             number=number,
             text=text,
             inode=event.nodeid,
+            child=_child(views, event),
         )
     )
+
+
+def _child(views: Views, event: Event) -> int:
+    """The node of the entry a mutation of a directory was about."""
+    if event.operation not in OF_A_NAME or not event.names:
+        return 0
+    return views.exports.plane.child(event.nodeid, event.names[0])
 
 
 def _remember(views: Views, pid: int, owner: str) -> None:

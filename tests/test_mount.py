@@ -192,14 +192,16 @@ def test_image_layer_and_snapshot_views_are_read_only(tree):
         tree.path / "images" / TOP / "layer" / "rootfs",
         container / "snapshots" / "one" / "rootfs",
     ]
-    for view in views:
+    for view, instead in zip(views, ("cannot be written", "cannot be written", "never change"), strict=True):
         assert _errno(_write, view / "etc" / "hostname", "x") == errno.EROFS
         assert _errno(os.mkdir, view / "new") == errno.EROFS
         assert _errno(os.unlink, view / "etc" / "hostname") == errno.EROFS
         assert _errno(os.chmod, view / "etc" / "hostname", 0o600) == errno.EROFS
-    assert "make" in tree.errors() or "mkdir" in tree.errors()
-    text = os.getxattr(views[0] / "etc", "user.fsd.error") if False else tree.errors()
-    assert "EROFS" in text
+        for place in (view / "etc", view / "etc" / "hostname"):
+            assert instead in os.getxattr(place, "user.fsd.error").decode()
+    told = tree.errors()
+    for operation in ("open", "mkdir", "unlink", "setattr"):
+        assert re.search(rf"op={operation} path=\S* EROFS: ", told), operation
 
 
 def test_attribute_files_refuse_unlink_and_foreign_writes(tree):
@@ -207,9 +209,25 @@ def test_attribute_files_refuse_unlink_and_foreign_writes(tree):
     assert _errno(os.unlink, container / "id") == errno.EPERM
     assert _errno(_write, container / "id", "x") == errno.EPERM
     assert _errno(os.rename, container / "id", container / "di") == errno.EPERM
+    for place in (container, container / "id"):
+        assert "'id' cannot be renamed" in os.getxattr(place, "user.fsd.error").decode()
     assert _errno(_write, container / "new-file", "x") == errno.EPERM
+    assert "files can be made below a rootfs only" in os.getxattr(container, "user.fsd.error").decode()
     assert _errno(os.mkdir, tree.path / "images" / "x:1") == errno.EINVAL
-    assert "rmdir" in os.getxattr(container, "user.fsd.error").decode() or "below a rootfs" in tree.errors()
+
+
+def test_refused_removal_and_rename_leave_their_text_on_the_entry_itself(tree):
+    container = tree.path / "containers/made-by-podman"
+    (container / "pinned").touch()
+    assert _errno(os.rmdir, container) == errno.EBUSY
+    assert "pinned" in os.getxattr(container, "user.fsd.error").decode()
+    assert os.listxattr(container) == ["user.fsd.error"]
+    assert _errno(os.rename, container, container.with_name("..x")) == errno.EINVAL
+    assert "name" in os.getxattr(container, "user.fsd.error").decode()
+    below = tree.path / "images" / TOP / "rootfs" / "etc" / "hostname"
+    assert _errno(os.unlink, below) == errno.EROFS
+    assert "cannot be written" in os.getxattr(below, "user.fsd.error").decode()
+    (container / "pinned").unlink()
 
 
 def test_rm_r_of_a_container_leaves_its_rootfs_whole(tree):

@@ -136,6 +136,7 @@ int fsd_arm(plane *p, uint32_t number);
 int fsd_disarm(plane *p, uint32_t number, int64_t quiet_ns, int64_t until_ns);
 int fsd_deny(plane *p, uint32_t pid, uint64_t started, uint64_t owner);
 int fsd_invalidate_entry(plane *p, uint64_t parent, const char *name);
+uint64_t fsd_child(plane *p, uint64_t parent, const char *name);
 int fsd_publish(plane *p, const fsd_object *object);
 int fsd_retract(plane *p, uint64_t id, uint64_t *ids, uint32_t *lookups, uint32_t room);
 uint64_t fsd_generation(plane *p);

@@ -101,6 +101,26 @@ void child_drop(struct request *r, struct child *child) {
     child->node = NULL;
 }
 
+/* Node id of an entry of a directory, 0 when there is none; counts no lookup, so it may not be known for long. */
+uint64_t fsd_child(struct plane *p, uint64_t parent, const char *name) {
+    struct request r = {.plane = p, .done = true};
+    struct node *node = node_find(p, parent);
+    struct child child = {0};
+    struct fdref ref;
+    uint64_t id = 0;
+    if (!node)
+        return 0;
+    if (fd_of(p, node, &ref) >= 0) {
+        if (!child_of(&r, node, ref.fd, name, &child)) {
+            id = child.node->id;
+            child_drop(&r, &child);
+        }
+        fd_release(p, &ref);
+    }
+    node_put(p, node);
+    return id;
+}
+
 static int negative(struct request *r) {
     struct fuse_entry_out *entry = (struct fuse_entry_out *)r->out;
     memset(entry, 0, sizeof *entry);

@@ -348,6 +348,10 @@ class Plane:
         if self._c:
             _plane.lib.fsd_expire(self._c, node)
 
+    def child(self, parent: int, name: bytes) -> int:
+        """Node of an entry of a directory of a real tree; 0 when there is none."""
+        return int(_plane.lib.fsd_child(self._c, parent, name))
+
     def failed(self, nodes: Sequence[int]) -> None:
         """Nodes that have the extended attribute ``user.fsd.error``; all others of Python's have none."""
         _plane.lib.fsd_failed(self._c, nodes, len(nodes))
