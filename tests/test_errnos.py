@@ -50,7 +50,7 @@ class _Broken(pyfuse3.Operations):
         super().__init__()
         self.told: list[tuple[str, int, str]] = []
 
-    def report(self, operation: str, args: tuple[Any, ...], number: int, text: str) -> None:
+    async def report(self, operation: str, args: tuple[Any, ...], number: int, text: str) -> None:
         self.told.append((operation, number, text))
 
     async def getattr(self, inode: Any, ctx: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.support.filled import BASE, TOP, errno_of, write
 from tests.support.mounted import Mounted, mounted
 from tests.support.trees import snapshot_tree
 
@@ -22,31 +23,15 @@ if TYPE_CHECKING:
 
     from tests.support.tools import StoreDirs, Tool
 
-BASE = "localhost/base:1"
-TOP = "localhost/top:1"
 BACKGROUND = ("/size", "/exclusive", "/measured")
 """Attributes the daemon may measure between two looks."""
 
 
 @pytest.fixture
-def filled(podman: Tool, buildah: Tool, rootfs_tar: Path, store_dirs: StoreDirs) -> StoreDirs:
-    """A store with a one-layer and a two-layer image and a container, all made by podman and buildah."""
-    podman("import", rootfs_tar, BASE)
-    work = buildah("from", "--name", "work", BASE).stdout.strip()
-    buildah("copy", work, rootfs_tar, "/srv/rootfs.tar")
-    buildah("config", "--label", "made=by-buildah", work)
-    buildah("commit", "--rm", work, TOP)
+def filled(filled: StoreDirs, podman: Tool) -> StoreDirs:
+    """The filled store; its second image has a further name."""
     podman("tag", TOP, "quay.io/someone/other:2")
-    podman("create", "--name", "made-by-podman", TOP, "true")
-    return store_dirs
-
-
-@pytest.fixture
-def tree(filled: StoreDirs, btrfs_dir: Path, require: Callable[[str], None]) -> Iterator[Mounted]:
-    """The filled store, mounted."""
-    require("fuse")
-    with mounted(filled, btrfs_dir / "mnt") as serving:
-        yield serving
+    return filled
 
 
 @pytest.fixture
@@ -55,18 +40,6 @@ def empty(store_dirs: StoreDirs, btrfs_dir: Path, require: Callable[[str], None]
     require("fuse")
     with mounted(store_dirs, btrfs_dir / "mnt") as serving:
         yield serving
-
-
-def _errno(call: Callable[..., object], *args: object) -> int:
-    with pytest.raises(OSError) as caught:  # noqa: PT011 (the number is the caller's to check)
-        call(*args)
-    assert caught.value.errno is not None
-    return caught.value.errno
-
-
-def _write(path: Path, text: str, mode: str = "w") -> None:
-    with open(path, mode) as file:
-        file.write(text)
 
 
 # -- what is there -----------------------------------------------------------------------------
@@ -105,7 +78,7 @@ def test_tree_other_spellings_are_relative_symlinks_to_the_listed_entry(tree):
     container = (tree.path / "containers/made-by-podman/id").read_text().strip()
     assert os.readlink(tree.path / "containers" / container[:5]) == "made-by-podman"
     for missing in ("nothing", "zz", image_id[:2], "quay.io/nobody"):
-        assert _errno(os.stat, images / missing) == errno.ENOENT
+        assert errno_of(os.stat, images / missing) == errno.ENOENT
 
 
 def test_tree_every_attribute_has_its_true_size_and_can_be_read_at_an_offset(tree):
@@ -193,10 +166,10 @@ def test_image_layer_and_snapshot_views_are_read_only(tree):
         container / "snapshots" / "one" / "rootfs",
     ]
     for view, instead in zip(views, ("cannot be written", "cannot be written", "never change"), strict=True):
-        assert _errno(_write, view / "etc" / "hostname", "x") == errno.EROFS
-        assert _errno(os.mkdir, view / "new") == errno.EROFS
-        assert _errno(os.unlink, view / "etc" / "hostname") == errno.EROFS
-        assert _errno(os.chmod, view / "etc" / "hostname", 0o600) == errno.EROFS
+        assert errno_of(write, view / "etc" / "hostname", "x") == errno.EROFS
+        assert errno_of(os.mkdir, view / "new") == errno.EROFS
+        assert errno_of(os.unlink, view / "etc" / "hostname") == errno.EROFS
+        assert errno_of(os.chmod, view / "etc" / "hostname", 0o600) == errno.EROFS
         for place in (view / "etc", view / "etc" / "hostname"):
             assert instead in os.getxattr(place, "user.fsd.error").decode()
     told = tree.errors()
@@ -206,26 +179,26 @@ def test_image_layer_and_snapshot_views_are_read_only(tree):
 
 def test_attribute_files_refuse_unlink_and_foreign_writes(tree):
     container = tree.path / "containers/made-by-podman"
-    assert _errno(os.unlink, container / "id") == errno.EPERM
-    assert _errno(_write, container / "id", "x") == errno.EPERM
-    assert _errno(os.rename, container / "id", container / "di") == errno.EPERM
+    assert errno_of(os.unlink, container / "id") == errno.EPERM
+    assert errno_of(write, container / "id", "x") == errno.EPERM
+    assert errno_of(os.rename, container / "id", container / "di") == errno.EPERM
     for place in (container, container / "id"):
         assert "'id' cannot be renamed" in os.getxattr(place, "user.fsd.error").decode()
-    assert _errno(_write, container / "new-file", "x") == errno.EPERM
+    assert errno_of(write, container / "new-file", "x") == errno.EPERM
     assert "files can be made below a rootfs only" in os.getxattr(container, "user.fsd.error").decode()
-    assert _errno(os.mkdir, tree.path / "images" / "x:1") == errno.EINVAL
+    assert errno_of(os.mkdir, tree.path / "images" / "x:1") == errno.EINVAL
 
 
 def test_refused_removal_and_rename_leave_their_text_on_the_entry_itself(tree):
     container = tree.path / "containers/made-by-podman"
     (container / "pinned").touch()
-    assert _errno(os.rmdir, container) == errno.EBUSY
+    assert errno_of(os.rmdir, container) == errno.EBUSY
     assert "pinned" in os.getxattr(container, "user.fsd.error").decode()
     assert os.listxattr(container) == ["user.fsd.error"]
-    assert _errno(os.rename, container, container.with_name("..x")) == errno.EINVAL
+    assert errno_of(os.rename, container, container.with_name("..x")) == errno.EINVAL
     assert "name" in os.getxattr(container, "user.fsd.error").decode()
     below = tree.path / "images" / TOP / "rootfs" / "etc" / "hostname"
-    assert _errno(os.unlink, below) == errno.EROFS
+    assert errno_of(os.unlink, below) == errno.EROFS
     assert "cannot be written" in os.getxattr(below, "user.fsd.error").decode()
     (container / "pinned").unlink()
 
@@ -280,14 +253,14 @@ def test_mkdir_container_has_its_attributes_and_an_empty_rootfs(empty):
 
 @pytest.mark.parametrize("name", ["-x", ".hidden", "with space", "sl\u00e4sh", "a@b"])
 def test_mkdir_container_with_a_name_podman_refuses_is_einval(empty, name):
-    assert _errno(os.mkdir, empty.path / "containers" / name) == errno.EINVAL
+    assert errno_of(os.mkdir, empty.path / "containers" / name) == errno.EINVAL
     assert name in empty.errors()
     assert os.listdir(empty.path / "containers") == []
 
 
 def test_mkdir_container_with_a_taken_or_overlong_name_fails(tree):
-    assert _errno(os.mkdir, tree.path / "containers" / "made-by-podman") == errno.EEXIST
-    assert _errno(os.mkdir, tree.path / "containers" / ("x" * 256)) == errno.ENAMETOOLONG
+    assert errno_of(os.mkdir, tree.path / "containers" / "made-by-podman") == errno.EEXIST
+    assert errno_of(os.mkdir, tree.path / "containers" / ("x" * 256)) == errno.ENAMETOOLONG
 
 
 def test_from_every_kind_of_source(tree):
@@ -306,7 +279,7 @@ def test_from_every_kind_of_source(tree):
     for number, (source, content) in enumerate(expected.items()):
         container = containers / f"c{number}"
         container.mkdir()
-        _write(container / "from", f"{source}\n")
+        write(container / "from", f"{source}\n")
         assert (container / "rootfs/etc/hostname").read_text() == content, source
 
 
@@ -324,7 +297,7 @@ def test_command_is_done_once_and_whole_although_other_processes_flush_the_file(
     try:
         for _ in range(12):
             container.mkdir()
-            _write(container / "from", f"{TOP}\n")
+            write(container / "from", f"{TOP}\n")
             assert (container / "rootfs/etc/hostname").read_text() == "fsd-test\n"
             container.rmdir()
     finally:
@@ -336,7 +309,7 @@ def test_from_unknown_source_fails_in_write_and_changes_nothing(empty):
     web = empty.path / "containers" / "web"
     web.mkdir()
     layer = (web / "json").read_text()
-    assert _errno(_write, web / "from", "no-such-image\n") == errno.ENOENT
+    assert errno_of(write, web / "from", "no-such-image\n") == errno.ENOENT
     assert (web / "json").read_text() == layer
     assert "no-such-image" in empty.errors()
     assert "no-such-image" in os.getxattr(web / "from", "user.fsd.error").decode()
@@ -346,7 +319,7 @@ def test_from_on_a_container_with_content_is_refused(tree):
     web = tree.path / "containers" / "web"
     web.mkdir()
     (web / "rootfs" / "mine").write_text("x")
-    assert _errno(_write, web / "from", TOP) == errno.ENOTEMPTY
+    assert errno_of(write, web / "from", TOP) == errno.ENOTEMPTY
     assert os.listdir(web / "rootfs") == ["mine"]
 
 
@@ -358,24 +331,27 @@ def test_rename_container_changes_its_name_only(tree, containers_storage):
     assert (containers / "renamed/id").read_text() == identity
     assert "renamed" in containers_storage("containers").stdout
     (containers / "other").mkdir()
-    assert _errno(os.rename, containers / "other", containers / "renamed") in (errno.EEXIST, errno.ENOTEMPTY)
-    assert _errno(os.rename, containers / "other", tree.path / "images" / "other") == errno.EXDEV
+    assert errno_of(os.rename, containers / "other", containers / "renamed") in (
+        errno.EEXIST,
+        errno.ENOTEMPTY,
+    )
+    assert errno_of(os.rename, containers / "other", tree.path / "images" / "other") == errno.EXDEV
 
 
 def test_names_are_set_and_added(tree, podman):
     names = tree.path / "images" / BASE / "names"
-    _write(names, "localhost/extra:1\n", "a")
+    write(names, "localhost/extra:1\n", "a")
     assert (tree.path / "images" / BASE / "names").read_text().split() == [BASE, "localhost/extra:1"]
     assert podman("image", "exists", "localhost/extra:1").returncode == 0
-    assert _errno(_write, names, f"{TOP}\n", "a") == errno.EEXIST
+    assert errno_of(write, names, f"{TOP}\n", "a") == errno.EEXIST
 
 
 def test_rmdir_of_an_image_in_use_is_ebusy_and_says_by_whom(tree, podman):
-    assert _errno(os.rmdir, tree.path / "images" / TOP) == errno.EBUSY
+    assert errno_of(os.rmdir, tree.path / "images" / TOP) == errno.EBUSY
     assert re.search(r"op=rmdir path=images/localhost/top:1 EBUSY", tree.errors())
     assert podman("image", "exists", TOP).returncode == 0
     base = tree.path / "images" / BASE / "layer"
-    assert _errno(os.rmdir, tree.path / "layers" / os.path.basename(os.readlink(base))) in (
+    assert errno_of(os.rmdir, tree.path / "layers" / os.path.basename(os.readlink(base))) in (
         errno.EBUSY,
         errno.ENOTEMPTY,
     )
@@ -404,19 +380,19 @@ def test_snapshots_are_taken_listed_renamed_and_removed(tree):
     assert not (snapshots / "1st/rootfs/new").exists()
     (snapshots / "1st").rmdir()
     assert "1st" not in os.listdir(snapshots)
-    assert _errno(os.mkdir, snapshots / "second") == errno.EEXIST
-    assert _errno(os.mkdir, snapshots / ".dot") == errno.EINVAL
+    assert errno_of(os.mkdir, snapshots / "second") == errno.EEXIST
+    assert errno_of(os.mkdir, snapshots / ".dot") == errno.EINVAL
 
 
 def test_rollback_brings_the_state_back_and_keeps_the_one_before(tree):
     container = tree.path / "containers/made-by-podman"
     (container / "snapshots/good").mkdir()
     (container / "rootfs/etc/hostname").write_text("bad edit\n")
-    _write(container / "rollback", "good\n")
+    write(container / "rollback", "good\n")
     assert (container / "rootfs/etc/hostname").read_text() == "fsd-test\n"
     (before,) = [name for name in os.listdir(container / "snapshots") if name.startswith("pre-rollback-")]
     assert (container / "snapshots" / before / "rootfs/etc/hostname").read_text() == "bad edit\n"
-    assert _errno(_write, container / "rollback", "nothing\n") == errno.ENOENT
+    assert errno_of(write, container / "rollback", "nothing\n") == errno.ENOENT
     (container / "rootfs/etc/hostname").write_text("again\n")
     assert (container / "path/etc/hostname").read_text() == "again\n"
 
@@ -426,11 +402,11 @@ def test_rollback_of_a_mounted_container_is_refused(tree, podman):
     (container / "snapshots/good").mkdir()
     podman("mount", "made-by-podman")
     try:
-        assert _errno(_write, container / "rollback", "good\n") == errno.EBUSY
-        assert _errno(os.rmdir, container) == errno.EBUSY
+        assert errno_of(write, container / "rollback", "good\n") == errno.EBUSY
+        assert errno_of(os.rmdir, container) == errno.EBUSY
     finally:
         podman("umount", "made-by-podman")
-    _write(container / "rollback", "good\n")
+    write(container / "rollback", "good\n")
 
 
 def test_burst_takes_one_snapshot_and_reading_takes_none(tree):
@@ -473,7 +449,7 @@ def test_write_on_the_real_path_shows_in_the_view(tree):
 def test_defect_in_a_handler_is_eio_and_the_mount_lives_on(filled, btrfs_dir, require):
     require("fuse")
     with mounted(filled, btrfs_dir / "mnt", "--fail", "lookup:boom", expect_trouble=True) as serving:
-        assert _errno(os.stat, serving.path / "containers" / "boom") == errno.EIO
+        assert errno_of(os.stat, serving.path / "containers" / "boom") == errno.EIO
         assert os.listdir(serving.path / "containers") == ["made-by-podman"]
         assert "KeyError" in serving.errors()
         assert "Traceback" in serving.log.read_text()
@@ -487,7 +463,7 @@ def test_malformed_table_leaves_the_rest_usable(filled, btrfs_dir, require):
     with mounted(filled, btrfs_dir / "mnt", expect_trouble=True) as serving:
         assert sorted(os.listdir(serving.path / "images/localhost")) == ["base:1", "top:1"]
         assert (serving.path / "images" / TOP / "rootfs/etc/hostname").read_text() == "fsd-test\n"
-        assert _errno(os.mkdir, serving.path / "containers/web") == errno.EIO
+        assert errno_of(os.mkdir, serving.path / "containers/web") == errno.EIO
         assert "broken: 1" in (serving.path / "control/status").read_text()
     assert table.read_bytes() == good[: len(good) // 2]
 
