@@ -412,6 +412,9 @@ const char *next_name(struct request *r, const char *name);
 /* attrs.c */
 int getattr(struct request *r, struct statx *info);
 
+/* xattrs.c */
+bool is_acl(const char *name);
+
 /* birth.c */
 size_t statx_asked(unsigned char *message, size_t length);
 size_t statx_answered(unsigned char *message, size_t length);

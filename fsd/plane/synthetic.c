@@ -2,6 +2,22 @@
    the same. */
 #include "plane.h"
 
+static bool is_file(struct plane *p, uint64_t id) {
+    struct published_place place;
+    if (!published_take(p, id, &place))
+        return false;
+    bool regular = S_ISREG(place.object->entries[place.at].mode);
+    published_give(p);
+    return regular;
+}
+
+/* EOPNOTSUPP lets ls stop asking for ACLs, but the kernel fails every access with it that it asks an ACL about:
+   those of anybody but the owner (acl_permission_check). Directories have none, or ls would stop as soon as it
+   sees the "..", in a rootfs. */
+static int no_acl(struct request *r) {
+    return r->in->uid == r->plane->own_uid && is_file(r->plane, r->in->nodeid) ? -EOPNOTSUPP : -ENODATA;
+}
+
 /* Attributes that tools and the kernel probe for on every entry: there are none. EOPNOTSUPP lets ls stop
    asking. */
 static int getxattr(struct request *r) {
@@ -9,6 +25,8 @@ static int getxattr(struct request *r) {
     const char *name = take_text(r, head);
     if (!name || (!strcmp(name, "user.fsd.error") && has_failed(r->plane, r->in->nodeid)))
         return FORWARD;
+    if (is_acl(name))
+        return no_acl(r);
     return strncmp(name, "security.", 9) ? -ENODATA : -EOPNOTSUPP;
 }
 

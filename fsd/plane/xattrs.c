@@ -34,7 +34,7 @@ static int target_drop(struct request *r, struct target *target, int result) {
     return result;
 }
 
-static bool is_acl(const char *name) {
+bool is_acl(const char *name) {
     return !strncmp(name, ACL_NAMES, sizeof ACL_NAMES - 1);
 }
 
