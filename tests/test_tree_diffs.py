@@ -244,13 +244,27 @@ def test_pinned_snapshots_stay(tree):
     snapshot.rmdir()
 
 
+def _space(path):
+    """Size of the filesystem, and what is free there, in bytes."""
+    found = os.statvfs(path)
+    return found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize
+
+
 def test_limit_bounds_what_a_container_may_write(tree):
     container = tree.path / "containers" / CONTAINER
     assert (container / "limit").read_text() == "0\n"
     write(container / "limit", "24M\n")
     assert (container / "limit").read_text() == f"{24 << 20}\n"
+    assert _space(container / "rootfs/etc")[0] == 24 << 20
     assert errname_of(_grow, container / "rootfs/big", 64 << 20) == "EDQUOT"
+    os.sync()  # figures of quotas are those of the last commit
+    assert _space(container / "rootfs")[1] < 2 << 20
+    write(container / "limit", "64M\n")
+    size, left = _space(container / "rootfs")
+    assert size == 64 << 20
+    assert 40 << 20 <= left < 44 << 20
     write(container / "limit", "0\n")
+    assert _space(container / "rootfs") > (1 << 30, 1 << 30)
     assert (container / "limit").read_text() == "0\n"
     for wrong in ("much", "-1", "1Q"):
         assert errname_of(write, container / "limit", wrong) == "EINVAL"

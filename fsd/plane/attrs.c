@@ -1,7 +1,6 @@
 /* Attributes of nodes, and of the filesystem they are on. */
 #include "plane.h"
 
-#include <sys/statvfs.h>
 
 #define CHANGES (FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_SIZE)
 
@@ -131,29 +130,6 @@ int do_setattr(struct request *r) {
     }
     node_put(r->plane, node);
     return result;
-}
-
-int do_statfs(struct request *r) {
-    struct fuse_statfs_out *out = (struct fuse_statfs_out *)r->out;
-    struct node *node = node_find(r->plane, r->in->nodeid);
-    struct statvfs info;
-    if (!node)
-        return -ESTALE;
-    bool gone = atomic_load(&node->tree->export->gone);
-    int result = gone ? -ESTALE : check(fstatvfs(node->tree->export->root, &info));
-    node_put(r->plane, node);
-    if (result)
-        return result;
-    memset(out, 0, sizeof *out);
-    out->st = (struct fuse_kstatfs){.blocks = info.f_blocks,
-                                    .bfree = info.f_bfree,
-                                    .bavail = info.f_bavail,
-                                    .files = info.f_files,
-                                    .ffree = info.f_ffree,
-                                    .bsize = (uint32_t)info.f_bsize,
-                                    .namelen = (uint32_t)info.f_namemax,
-                                    .frsize = (uint32_t)info.f_frsize};
-    return sizeof *out;
 }
 
 int do_syncfs(struct request *r) {
