@@ -18,6 +18,7 @@ from drivers.confine import Root
 from drivers.errors import HostileArchive, MalformedArchive
 from store.blobs import NO_END, unnamed_file
 from store.codec import loads
+from store.placed import Placed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,50 +35,24 @@ LINKS = 16
 """Most symbolic links followed from one member to another."""
 
 
-class Window(io.RawIOBase):
+class Window(Placed):
     """A range of a seekable file as a readable, seekable stream of its own.
 
     Several windows may share a file as long as one thread reads at a time.
     """
 
     def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
+        super().__init__(size)
         self._file = file
         self._offset = offset
-        self._size = size
-        self._at = 0
 
-    def readable(self) -> bool:
-        """Always true."""
-        return True
-
-    def seekable(self) -> bool:
-        """Always true."""
-        return True
-
-    def tell(self) -> int:
-        """The place from which the next read is made."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Move to another place; see ``io.IOBase.seek``."""
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"cannot seek to {base + offset}")
-        self._at = base + offset
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill ``buffer`` as far as the range goes; ``MalformedArchive`` if the file ends before it."""
-        wanted = min(len(buffer), max(0, self._size - self._at))
-        if not wanted:
-            return 0
-        self._file.seek(self._offset + self._at)
-        piece = self._file.read(wanted)
+    def read_piece(self, at: int, size: int) -> bytes:
+        """Bytes from a place in the range; ``MalformedArchive`` if the file ends before it."""
+        self._file.seek(self._offset + at)
+        piece = self._file.read(size)
         if not piece:
             raise MalformedArchive("the archive is truncated")
-        buffer[: len(piece)] = piece
-        self._at += len(piece)
-        return len(piece)
+        return piece
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from store.errors import ContainerUnknown, DuplicateName
+from store.errors import ContainerUnknown
 from store.records import Container
-from store.table import Draft, Table
+from store.table import NamedDraft, Table
 from store.view import View, grouped, regrouped
 
 if TYPE_CHECKING:
@@ -62,30 +62,16 @@ def _image_of(container: Container) -> tuple[str]:
     return (container.image,)
 
 
-class ContainerDraft(Draft[Container]):
+class ContainerDraft(NamedDraft[Container]):
     """The containers under their lock."""
+
+    kind, unknown = "container", ContainerUnknown
 
     @property
     def view(self) -> ContainerView:
         """The present state."""
         view: ContainerView = super().view
         return view
-
-    def check_names(self, names: tuple[str, ...]) -> None:
-        """Raise :class:`DuplicateName` if another container has one of ``names``."""
-        for name in names:
-            owner = self.view.by_name(name)
-            if owner is not None:
-                raise DuplicateName(
-                    f"the container name {name!r} is already in use by container {owner.id}", holder=owner.id
-                )
-
-    def existing(self, text: str) -> Container:
-        """The container of that ID, name, layer or ID prefix; :class:`ContainerUnknown`."""
-        container = self.view.resolve(text)
-        if container is None:
-            raise ContainerUnknown(f"no container is called {text!r}")
-        return container
 
 
 class ContainerTable(Table[Container, ContainerView, ContainerDraft]):

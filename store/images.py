@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from store.errors import DuplicateName, ImageUnknown
+from store.errors import ImageUnknown
 from store.records import Image
-from store.table import Draft, Table
+from store.table import NamedDraft, Table
 from store.view import View, grouped, regrouped
 
 if TYPE_CHECKING:
@@ -48,30 +48,16 @@ def _layers_of(image: Image) -> dict[str, None]:
     return dict.fromkeys((image.layer, *image.mapped_layers))
 
 
-class ImageDraft(Draft[Image]):
+class ImageDraft(NamedDraft[Image]):
     """The images under their lock."""
+
+    kind, unknown = "image", ImageUnknown
 
     @property
     def view(self) -> ImageView:
         """The present state."""
         view: ImageView = super().view
         return view
-
-    def check_names(self, names: tuple[str, ...]) -> None:
-        """Raise :class:`DuplicateName` if another image has one of ``names``."""
-        for name in names:
-            owner = self.view.by_name(name)
-            if owner is not None:
-                raise DuplicateName(
-                    f"the image name {name!r} is already in use by image {owner.id}", holder=owner.id
-                )
-
-    def existing(self, text: str) -> Image:
-        """The image of that ID, name or ID prefix; :class:`ImageUnknown`."""
-        image = self.view.resolve(text)
-        if image is None:
-            raise ImageUnknown(f"no image is called {text!r}")
-        return image
 
 
 class ImageTable(Table[Image, ImageView, ImageDraft]):

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from store.errors import DuplicateName, LayerUnknown
+from store.errors import LayerUnknown
 from store.records import INCOMPLETE, Layer, MountPoint
-from store.table import Draft, Table
+from store.table import Draft, NamedDraft, Table
 from store.view import View, grouped, regrouped
 
 if TYPE_CHECKING:
@@ -132,12 +132,14 @@ class MountDraft(Draft[MountPoint]):
             self.add(MountPoint(id=layer_id, path=path, count=count))
 
 
-class LayerDraft(Draft[Layer]):
+class LayerDraft(NamedDraft[Layer]):
     """The layers under their lock, with the mounts in ``mounts``.
 
     Attributes:
         open_mounts: locks the mounts as the layers are locked; called when they are first needed.
     """
+
+    kind, unknown = "layer", LayerUnknown
 
     _table: LayerTable
     open_mounts: Callable[[], MountDraft]
@@ -155,22 +157,6 @@ class LayerDraft(Draft[Layer]):
         """The present state."""
         view: LayerView = super().view
         return view
-
-    def check_names(self, names: tuple[str, ...]) -> None:
-        """Raise :class:`DuplicateName` if another layer has one of ``names``."""
-        for name in names:
-            owner = self.view.by_name(name)
-            if owner is not None:
-                raise DuplicateName(
-                    f"the layer name {name!r} is already in use by layer {owner.id}", holder=owner.id
-                )
-
-    def existing(self, text: str) -> Layer:
-        """The layer of that ID, name or ID prefix; :class:`LayerUnknown`."""
-        layer = self.view.resolve(text)
-        if layer is None:
-            raise LayerUnknown(f"no layer is called {text!r}")
-        return layer
 
     def flag_incomplete(self, layer: Layer) -> Layer:
         """Mark a layer whose content is about to go, and save, so that a crash finishes the removal."""

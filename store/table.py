@@ -14,10 +14,10 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from store.durable import ABSENT, read_with_state
-from store.errors import BadRecord, DuplicateID, StoreReadOnly
+from store.errors import BadRecord, DuplicateID, DuplicateName, StoreReadOnly, Unknown
 from store.lockfile import LockFile, LockSet
 from store.records import Identified, decode
 from store.replacing import Replacement, replace_file
@@ -214,6 +214,35 @@ class Draft(Generic[R]):
         if any(getattr(record, mark, False) != (mark == segment.mark) for mark in (VOLATILE, IN_IMAGE_STORE)):
             return False
         return all(record.id not in other.positions for other in self._segments)
+
+
+class NamedDraft(Draft[R]):
+    """A table whose records have names: layers, images or containers.
+
+    Attributes:
+        kind: the word for one record.
+        unknown: raised where there is no such record.
+    """
+
+    kind: ClassVar[str]
+    unknown: ClassVar[type[Unknown]]
+
+    def check_names(self, names: tuple[str, ...]) -> None:
+        """Raise :class:`DuplicateName` if another record has one of ``names``."""
+        for name in names:
+            owner = self.view.by_name(name)
+            if owner is not None:
+                raise DuplicateName(
+                    f"the {self.kind} name {name!r} is already in use by {self.kind} {owner.id}",
+                    holder=owner.id,
+                )
+
+    def existing(self, text: str) -> R:
+        """The record :meth:`View.resolve` finds; :attr:`unknown` if there is none."""
+        record: R | None = self.view.resolve(text)
+        if record is None:
+            raise self.unknown(f"no {self.kind} is called {text!r}")
+        return record
 
 
 class Table(Generic[R, V, D]):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
+
+from store.placed import Placed
 
 PIECE = 1 << 20
 Opener = Callable[[], BinaryIO]
@@ -50,46 +51,7 @@ def _buffered(raw: io.RawIOBase) -> BinaryIO:
     return cast("BinaryIO", io.BufferedReader(raw, 1 << 16))
 
 
-class _Placed(io.RawIOBase):
-    """A readable stream of known size that keeps its place; subclasses read at it."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        if base + offset < 0:
-            raise ValueError(f"cannot seek to {base + offset}")
-        self._at = base + offset
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = min(len(buffer), self._size - self._at)
-        if wanted <= 0:
-            return 0
-        piece = self._read_at(self._at, wanted)
-        if not piece:
-            raise EOFError(f"content ended after {self._at} of {self._size} bytes")
-        buffer[: len(piece)] = piece
-        self._at += len(piece)
-        return len(piece)
-
-    def _read_at(self, at: int, size: int) -> bytes:
-        """At least one and at most ``size`` bytes from ``at``."""
-        raise NotImplementedError
-
-
-class _Rewinding(_Placed):
+class _Rewinding(Placed):
     """Seeks forward by reading, and backward by opening the stream again."""
 
     def __init__(self, size: int, opener: Opener) -> None:
@@ -98,7 +60,7 @@ class _Rewinding(_Placed):
         self._stream: BinaryIO | None = None
         self._reached = 0
 
-    def _read_at(self, at: int, size: int) -> bytes:
+    def read_piece(self, at: int, size: int) -> bytes:
         if self._stream is None or at < self._reached:
             self._drop()
             self._stream = self._opener()
@@ -123,7 +85,7 @@ class _Rewinding(_Placed):
         super().close()
 
 
-class _Concatenation(_Placed):
+class _Concatenation(Placed):
     """Opens one part at a time."""
 
     def __init__(self, parts: Sequence[VirtualFile]) -> None:
@@ -132,7 +94,7 @@ class _Concatenation(_Placed):
         super().__init__(self._starts[-1])
         self._open: tuple[int, BinaryIO] | None = None
 
-    def _read_at(self, at: int, size: int) -> bytes:
+    def read_piece(self, at: int, size: int) -> bytes:
         number = bisect_right(self._starts, at) - 1
         if self._open is None or self._open[0] != number:
             self._drop()

@@ -11,6 +11,7 @@ import pytest
 from store.config import StoreOptions
 from store.history import History
 from store.store import Store
+from store.trash import Trash
 from tests.support import features, loops
 from tests.support.daemon import with_small_image
 from tests.support.features import require
@@ -121,13 +122,18 @@ def store_dirs(btrfs_dir: Path) -> StoreDirs:
 
 
 @pytest.fixture
-def store(store_dirs: StoreDirs) -> Iterator[Store]:
-    """The store of ``store_dirs``, open, on the btrfs driver."""
-    options = StoreOptions(
-        graphroot=str(store_dirs.graphroot), runroot=str(store_dirs.runroot), driver="btrfs"
+def options(store_dirs: StoreDirs) -> StoreOptions:
+    """Options of a store of the btrfs driver in ``store_dirs``."""
+    return StoreOptions(
+        graphroot=str(store_dirs.graphroot), runroot=str(store_dirs.runroot), driver="btrfs", lock_timeout=10
     )
-    with Store(options) as store:
-        yield store
+
+
+@pytest.fixture
+def store(options: StoreOptions) -> Iterator[Store]:
+    """That store, open and empty."""
+    with Store(options) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -136,6 +142,12 @@ def history(store: Store) -> Iterator[History]:
     history = History(store)
     with contextlib.closing(history.state):
         yield history
+
+
+@pytest.fixture
+def trash(history: History) -> Trash:
+    """The trash of that history."""
+    return Trash(history)
 
 
 @pytest.fixture

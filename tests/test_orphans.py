@@ -24,13 +24,6 @@ STRAY = "ab" * 32
 
 
 @pytest.fixture
-def trash(store):
-    history = History(store)
-    with closing(history.state):
-        yield Trash(history)
-
-
-@pytest.fixture
 def orphans(trash):
     return Orphans(trash.history, trash)
 

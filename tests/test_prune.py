@@ -24,13 +24,6 @@ STRAY = "ab" * 32
 
 
 @pytest.fixture
-def trash(store):
-    history = History(store)
-    with closing(history.state):
-        yield Trash(history)
-
-
-@pytest.fixture
 def prune(trash):
     sizes = Sizes(trash.history, trash)
     return Prune(trash, Orphans(trash.history, trash), sizes)

@@ -22,13 +22,6 @@ DAY = 24 * 3600 * 10**9
 
 
 @pytest.fixture
-def trash(store):
-    history = History(store)
-    with closing(history.state):
-        yield Trash(history)
-
-
-@pytest.fixture
 def sizes(trash):
     return Sizes(trash.history, trash)
 

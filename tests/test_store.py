@@ -39,19 +39,6 @@ BASE_TAR = Path(__file__).parent / "data" / "tables" / "base.tar"
 UNUSED_ID = "ab" * 32
 
 
-@pytest.fixture
-def options(store_dirs) -> StoreOptions:
-    return StoreOptions(
-        graphroot=str(store_dirs.graphroot), runroot=str(store_dirs.runroot), driver="btrfs", lock_timeout=10
-    )
-
-
-@pytest.fixture
-def store(options):
-    with Store(options) as store:
-        yield store
-
-
 # -- opening -------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,6 @@ import json
 import pytest
 
 from store import bigdata
-from store.config import StoreOptions
 from store.errors import (
     BadBigDataKey,
     BadName,
@@ -16,21 +15,7 @@ from store.errors import (
     BigDataUnknown,
     NotAnID,
 )
-from store.store import BigData, ImageOptions, Store
-
-
-@pytest.fixture
-def options(store_dirs) -> StoreOptions:
-    return StoreOptions(
-        graphroot=str(store_dirs.graphroot), runroot=str(store_dirs.runroot), driver="btrfs", lock_timeout=10
-    )
-
-
-@pytest.fixture
-def store(options):
-    with Store(options) as store:
-        yield store
-
+from store.store import BigData, ImageOptions
 
 # -- names and metadata --------------------------------------------------------------------------
 

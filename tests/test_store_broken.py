@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from store.check import CheckOptions, Kind, RepairOptions
-from store.config import StoreOptions
 from store.oci import big_data
 from store.oci_config import build_manifest
 from store.records import INCOMPLETE
@@ -95,13 +94,6 @@ CASES = {
         damage=alter_file, kind=Kind.MODIFIED_LAYER, command=EXPORT, kept=0
     ),
 }
-
-
-@pytest.fixture
-def options(store_dirs):
-    return StoreOptions(
-        graphroot=str(store_dirs.graphroot), runroot=str(store_dirs.runroot), driver="btrfs", lock_timeout=10
-    )
 
 
 @pytest.fixture

@@ -32,13 +32,6 @@ DAY = 24 * 3600 * 10**9
 
 
 @pytest.fixture
-def trash(store):
-    history = History(store)
-    with closing(history.state):
-        yield Trash(history)
-
-
-@pytest.fixture
 def web(store):
     container = store.create_container(names=["web"], metadata="mine")
     (rootfs(store, "web") / "file").write_text("one")

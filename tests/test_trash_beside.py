@@ -23,13 +23,6 @@ MIB = 1 << 20
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def trash(store):
-    history = History(store)
-    with closing(history.state):
-        yield Trash(history)
-
-
 def fill_up(path, mebibytes=10**6) -> None:
     for size in (4 * MIB, 4096):
         with suppress(OSError), path.open("ab", buffering=0) as file:
