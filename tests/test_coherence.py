@@ -59,6 +59,10 @@ def fill(place: Path) -> None:
     (place / "g").write_text("g")
     (place / "l").symlink_to("f")
     os.link(place / "f", place / "d/hard")
+
+
+def fill_subvolume(place: Path) -> None:
+    """What is changed on btrfs only."""
     run("btrfs", "subvolume", "create", place / "volume")
     (place / "volume/in").write_text("in")
 
@@ -101,16 +105,18 @@ def opened(directory: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def shown(home: Path, places: list[str], **plane: int) -> Iterator[Shown]:
-    """Serve a new subvolume with these directories, each filled some seconds ago."""
+def shown(home: Path, places: list[str], *, btrfs: bool = True, **plane: int) -> Iterator[Shown]:
+    """Serve a new subvolume, or directory, with these directories, each filled some seconds ago."""
     features.require("fuse")
     home.mkdir()
     with tempfile.TemporaryDirectory(prefix="fsd-rootfs-") as place:
         real = home / "c"
-        run("btrfs", "subvolume", "create", real)
+        run(*(("btrfs", "subvolume", "create") if btrfs else ("mkdir",)), real)
         for name in places:
             (real / name).mkdir()
             fill(real / name)
+            if btrfs:
+                fill_subvolume(real / name)
         time.sleep(OLD_SECONDS)
         views = {"c": (real, False), "also": (real, False)}
         with RootfsMount(
@@ -165,6 +171,8 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "symlink over": lambda place: ((place / "l").unlink(), (place / "l").symlink_to("g")),
     "set an attribute": lambda place: os.setxattr(place / "g", "user.a", b"value"),
     "set an access list": lambda place: run("setfacl", "-m", "u:12:rw", place / "g"),
+}
+CHANGES_OF_BTRFS: dict[str, Callable[[Path], object]] = {
     "clone": lambda place: run("cp", "--reflink=always", place / "g", place / "f"),
     "remove a subvolume": remove_subvolume,
     "make a subvolume": snapshot_over,
@@ -177,10 +185,27 @@ def views(btrfs_root: Path) -> Iterator[Shown]:
     """One mount for all kinds of changes."""
     home = btrfs_root / "coherence"
     try:
-        with shown(home, [name.replace(" ", "-") for name in [*CHANGES, *OTHERS]]) as served:
+        with shown(home, [place_of(name) for name in [*CHANGES, *CHANGES_OF_BTRFS, *OTHERS]]) as served:
             yield served
     finally:
         loops.delete_tree(btrfs_root, home)
+
+
+@pytest.fixture(scope="module", params=["ext4", "xfs"])
+def other_views(request: pytest.FixtureRequest, run_dir: Path) -> Iterator[Shown]:
+    """The same on a filesystem of another type, as the vfs and overlay drivers have it."""
+    features.require("xfs" if request.param == "xfs" else "btrfs")
+    mkfs = (f"mkfs.{request.param}", "-q")
+    with (
+        loops.loop_mount(run_dir, f"coherence-{request.param}", mkfs=mkfs, size=1 << 29) as top,
+        shown(top / "home", [place_of(name) for name in CHANGES], btrfs=False) as served,
+    ):
+        yield served
+
+
+def place_of(kind: str) -> str:
+    """The directory a kind of change is tried in."""
+    return kind.replace(" ", "-")
 
 
 OTHERS = ("at-once", "two-views", "kept", "negative", "own")
@@ -196,13 +221,24 @@ def content(top: Path) -> dict[str, tuple[bytes, dict[str, bytes]]]:
     }
 
 
-@pytest.mark.parametrize("kind", CHANGES)
+@pytest.mark.parametrize("kind", [*CHANGES, *CHANGES_OF_BTRFS])
 def test_change_on_the_real_path_shows(views: Shown, kind: str) -> None:
-    sides = views.sides(kind.replace(" ", "-"))
+    check_that_it_shows(views, kind)
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_change_on_another_filesystem_shows(other_views: Shown, kind: str) -> None:
+    check_that_it_shows(other_views, kind)
+    assert other_views.mount.stats()["unwatched"] == 0
+
+
+def check_that_it_shows(views: Shown, kind: str) -> None:
+    """Make a change on the real path of what the kernel holds from the mount."""
+    sides = views.sides(place_of(kind))
     assert state(sides.here) == state(sides.real)
     assert content(sides.here) == content(sides.real)
     assert state(sides.here) == state(sides.real)
-    CHANGES[kind](sides.real)
+    {**CHANGES, **CHANGES_OF_BTRFS}[kind](sides.real)
     eventually(lambda: state(sides.real), lambda: state(sides.here))
     assert content(sides.here) == content(sides.real)
 
