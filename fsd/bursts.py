@@ -112,6 +112,10 @@ class Bursts:
         else:
             self._own[container_id] = policy
 
+    def configure_all(self, policy: BurstPolicy, own: dict[str, BurstPolicy]) -> None:
+        """Give all containers another common policy, and some their own."""
+        self._policy, self._own = policy, dict(own)
+
     def policy(self, container_id: str) -> BurstPolicy:
         """The policy a container's writes are judged by."""
         return self._own.get(container_id, self._policy)

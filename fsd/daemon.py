@@ -80,13 +80,7 @@ def run(
     site.errors.told = plane.failed
     views = _views(site, plane, bursts, allow_other=allow_other)
 
-    def configure(container: str, choice: str) -> None:
-        bursts.configure(container, _policy(settings.bursts, choice))
-        views.ask_again(container)
-
-    site.configure_bursts = configure
-    for obj, choice in choices_of_containers(site).items():
-        configure(obj.removeprefix("containers/"), choice)
+    _apply_burst_settings(site, bursts, views)
     operations = Operations(site, views)
     pyfuse3.init(operations, plane.hand_over(), set())
     try:
@@ -108,6 +102,24 @@ def _bursts(site: Site) -> Bursts:
         on_failure=functools.partial(_burst_failed, site),
         memory=site.history.state,
     )
+
+
+def _apply_burst_settings(site: Site, bursts: Bursts, views: Views) -> None:
+    """Judge writes by what is set for all and chosen for each container, now and whenever that changes."""
+
+    def configure(container: str, choice: str) -> None:
+        bursts.configure(container, _policy(site.settings.bursts, choice))
+        views.ask_again(container)
+
+    def retime() -> None:
+        common, chosen = site.settings.bursts, choices_of_containers(site)
+        own = {obj.removeprefix("containers/"): _policy(common, choice) for obj, choice in chosen.items()}
+        bursts.configure_all(_policy(common, site.settings.on_write.containers), own)
+        views.ask_again()
+
+    site.configure_bursts = configure
+    site.retimed.append(retime)
+    retime()
 
 
 def _views(site: Site, plane: Plane, bursts: Bursts, *, allow_other: bool) -> Views:
@@ -202,7 +214,7 @@ def _raise_descriptor_limit() -> None:
 
 def _policy(common: BurstPolicy, on_write: str) -> BurstPolicy:
     """The policy of a container whose ``on-write`` is that."""
-    return replace(common, enabled=on_write != "none")
+    return replace(common, enabled=common.enabled and on_write != "none")
 
 
 async def _take(site: Site, container: str, landed: Callable[[], None]) -> Snapshot | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import math
 import os
 from typing import TYPE_CHECKING
 
@@ -52,16 +53,37 @@ async def follow(site: Site, operations: Operations) -> None:
         nursery.start_soon(_follow_tables, site, inodes, operations.publisher)
         nursery.start_soon(_sweep_views, views)
         nursery.start_soon(_follow_choices, site, inodes)
-        nursery.start_soon(_every, MEASURE_SECONDS, site.diffs.measure_wanted)
-        often = site.settings.background
-        nursery.start_soon(_every, often.sizes, functools.partial(site.sizes.refresh, SIZE_BUDGET))
+        nursery.start_soon(_follow_background, site, views.bursts)
+
+
+async def _follow_background(site: Site, bursts: Bursts) -> None:
+    """What is done now and then, as often as the settings say."""
+    pace = _Pace(site)
+
+    def measure() -> float:
+        return MEASURE_SECONDS
+
+    def sizes() -> float:
+        return site.settings.background.sizes
+
+    def expire() -> float:
+        return site.settings.background.expire
+
+    def reap() -> float:
+        return site.settings.background.reap
+
+    def timer() -> float:
+        return site.settings.background.timer if site.settings.timer.interval > 0 else 0
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pace.every, measure, site.diffs.measure_wanted)
+        nursery.start_soon(pace.every, sizes, functools.partial(site.sizes.refresh, SIZE_BUDGET))
         if site.history.supported and not site.store.read_only:
-            nursery.start_soon(_every, often.expire, site.history.expire)
-            nursery.start_soon(_every, often.expire, site.trash.expire)
-            nursery.start_soon(_every, often.reap, site.orphans.reap_ours)
-            nursery.start_soon(_every, often.reap, functools.partial(forget_gone, site.history, site.trash))
-            if site.timer.interval > 0:
-                nursery.start_soon(_follow_changes, site, views.bursts)
+            nursery.start_soon(pace.every, expire, site.history.expire)
+            nursery.start_soon(pace.every, expire, site.trash.expire)
+            nursery.start_soon(pace.every, reap, site.orphans.reap_ours)
+            nursery.start_soon(pace.every, reap, functools.partial(forget_gone, site.history, site.trash))
+            nursery.start_soon(pace.every, timer, _timer(site, bursts))
 
 
 async def _follow_tables(site: Site, inodes: Inodes, publisher: Publisher) -> None:
@@ -181,8 +203,8 @@ def choices_of_containers(site: Site) -> dict[str, str]:
     return {obj: choice for obj, choice in chosen if obj.startswith("containers/")}
 
 
-async def _follow_changes(site: Site, bursts: Bursts) -> None:
-    """Run the timer, and tell of what it took: people by an event, the next write that it is recent."""
+def _timer(site: Site, bursts: Bursts) -> Callable[[], None]:
+    """Runs the timer, and tells of what it took: people by an event, the next write that it is recent."""
     token = trio.lowlevel.current_trio_token()
 
     def tick() -> None:
@@ -192,14 +214,28 @@ async def _follow_changes(site: Site, bursts: Bursts) -> None:
                 "snapshots", "create", snapshot.container_id, (snapshot.name,), reason=snapshot.reason
             )
 
-    await _every(site.settings.background.timer, tick)
+    return tick
 
 
-async def _every(seconds: float, work: Callable[[], object]) -> None:
-    """Do ``work`` in a thread again and again; a failure is logged and tried again next time."""
-    while seconds > 0:
-        await trio.sleep(seconds)
-        try:
-            await trio.to_thread.run_sync(work)
-        except Exception:
-            log.exception("background work failed; it runs again in %.0f s", seconds)
+class _Pace:
+    """How often background work is done. Other settings begin every wait anew."""
+
+    def __init__(self, site: Site) -> None:
+        self._changed = trio.Event()
+        site.retimed.append(self._restart)
+
+    def _restart(self) -> None:
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    async def every(self, often: Callable[[], float], work: Callable[[], object]) -> None:
+        """Do ``work`` in a thread every so many seconds, never for 0; a failure is logged and tried again."""
+        while True:
+            seconds = often()
+            with trio.move_on_after(seconds if seconds > 0 else math.inf):
+                await self._changed.wait()
+                continue
+            try:
+                await trio.to_thread.run_sync(work)
+            except Exception:
+                log.exception("background work failed; it runs again in %.0f s", seconds)

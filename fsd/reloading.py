@@ -1,4 +1,4 @@
-"""Taking over a storage.conf that was edited while the store is mounted."""
+"""Taking over a storage.conf or an fsd.toml that was edited while the store is mounted."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 import trio
 
 from fsd.errnos import errno_of
+from fsd.settings import load_settings, settings_fingerprint, settings_path
 from fsd.watch import ANYTHING, Watch
 from store.config import fingerprint, watched_directories
+from store.errors import BadValue
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from fsd.settings import Settings
     from fsd.site import Site
     from store.config import StoreOptions
 
@@ -34,30 +37,43 @@ async def follow_options(site: Site, load: Callable[[], StoreOptions]) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_on_change, site, load)
             async for _ in hangups:
-                await trio.to_thread.run_sync(reload_options, site, load)
+                await _reload(site, load)
 
 
 async def _on_change(site: Site, load: Callable[[], StoreOptions]) -> None:
-    known = fingerprint()
+    known = _fingerprints(site)
     while True:
-        await _difference(known)
+        await _difference(site, known)
         await trio.sleep(SETTLE_SECONDS)
-        now = fingerprint()
+        now = _fingerprints(site)
         if now != known:
             known = now
-            await trio.to_thread.run_sync(reload_options, site, load)
+            await _reload(site, load)
 
 
-async def _difference(known: object) -> None:
+async def _reload(site: Site, load: Callable[[], StoreOptions]) -> None:
+    await trio.to_thread.run_sync(reload_options, site, load)
+    settings = await trio.to_thread.run_sync(read_settings, site)
+    if settings is not None:
+        site.take_over(settings)
+        log.info("settings read: %s", settings.source or "there is no fsd.toml")
+
+
+def _fingerprints(site: Site) -> tuple[object, object]:
+    return fingerprint(), settings_fingerprint(settings_path(site.store.options))
+
+
+async def _difference(site: Site, known: object) -> None:
     """Return when something happened in a directory that counts; they come and go, so look anew each time."""
+    own = settings_path(site.store.options).parent
     try:
-        watch = Watch(watched_directories(), ANYTHING)
+        watch = Watch({*watched_directories(), *((own,) if own.is_dir() else ())}, ANYTHING)
     except OSError as error:
-        log.warning("changes of storage.conf show up to %.0f s late: %s", ASK_SECONDS, error)
+        log.warning("changes of the configuration show up to %.0f s late: %s", ASK_SECONDS, error)
         await trio.sleep(ASK_SECONDS)
         return
     with contextlib.closing(watch):
-        if fingerprint() == known:
+        if _fingerprints(site) == known:
             await watch.changed()
 
 
@@ -78,3 +94,17 @@ def reload_options(site: Site, load: Callable[[], StoreOptions]) -> None:
     log.info("configuration read: changed %s", ", ".join(done.changed) or "nothing")
     if done.pending:
         log.warning("not in force until fsd starts anew: %s", ", ".join(done.pending))
+
+
+def read_settings(site: Site) -> Settings | None:
+    """What fsd.toml says now; ``None``, which is told, where it says nothing that could be in force."""
+    try:
+        settings = load_settings(settings_path(site.store.options))
+    except (BadValue, OSError) as error:
+        text = f"fsd.toml was not taken over, everything stays as it was: {error}"
+        site.unread_settings = str(error)
+        site.errors.note("reload", "control/config", errno_of(error) or errno.EIO, text)
+        log.warning("%s", text)
+        return None
+    site.unread_settings = ""
+    return settings

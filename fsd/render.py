@@ -431,8 +431,12 @@ def config(subject: Subject) -> str:
         ("driver options", " ".join(options.driver_options)),
         ("image store" if subject.site.store.split else "image store, only read", options.split),
         ("additional image stores", " ".join(options.additional_image_stores)),
-        ("in force after the next start", " ".join(subject.site.pending_options)),
+        (
+            "in force after the next start",
+            " ".join((*subject.site.pending_options, *subject.site.pending_settings)),
+        ),
         ("NOT IN FORCE AS IT IS NOW", " ".join(subject.site.unread_options.split())),
+        ("NOT IN FORCE AS IT IS NOW", " ".join(subject.site.unread_settings.split())),
     ]
     return lines([*(f"# {name}: {value}" for name, value in pairs if value), str(subject.site.settings)])
 

@@ -16,7 +16,7 @@ from fsd.errnos import ErrorRing
 from fsd.events import Events
 from fsd.layouts import Layouts
 from fsd.live import Live, Now, Table
-from fsd.settings import Settings
+from fsd.settings import Settings, waits_for_a_start
 from fsd.uploads import Uploads
 from store.errors import ContainerUnknown, ImageUnknown, LayerUnknown, StoreError
 from store.orphans import Orphans
@@ -57,6 +57,9 @@ class Site:
     """What ``control/prune/preview`` looks for."""
     configure_bursts: Callable[[str, str], object] = lambda container_id, on_write: None
     """Told of a container's ``on-write`` when it is chosen."""
+    retimed: list[Callable[[], object]] = field(default_factory=list)
+    """Told, in the event loop, that ``settings`` are others now."""
+    started_with: Settings = field(init=False)
     entries_held: Callable[[], int] = lambda: 0
     """How many entries of the tree the kernel holds, but for those in real directory trees."""
     trash: Trash = field(init=False)
@@ -71,11 +74,14 @@ class Site:
     """Directories of image names that people made and nothing is in yet."""
     plane: Plane | None = None
     unread_options: str = ""
-    """Why the configuration as it is now is not in force; empty if it is."""
+    unread_settings: str = ""
+    """Why storage.conf and fsd.toml as they are now are not in force; empty if they are."""
     pending_options: tuple[str, ...] = ()
-    """What of the configuration waits for the next start."""
+    pending_settings: tuple[str, ...] = ()
+    """What of them waits for the next start."""
 
     def __post_init__(self) -> None:
+        self.started_with = self.settings
         self.live = Live(self.store)
         self.diffs = Differences(self.store, self.history.state)
         self.layouts = Layouts(self.store)
@@ -84,6 +90,16 @@ class Site:
         self.sizes = Sizes(self.history, self.trash)
         self.prune = Prune(self.trash, self.orphans, self.sizes)
         self.timer = Timer(self.history, self.settings.timer.interval)
+
+    def take_over(self, settings: Settings) -> None:
+        """Go by other numbers from now on. In the event loop."""
+        self.settings = settings
+        self.history.policy = settings.retention
+        self.trash.policy = settings.trash
+        self.timer.interval = settings.timer.interval
+        self.pending_settings = waits_for_a_start(self.started_with, settings)
+        for told in self.retimed:
+            told()
 
     @property
     def now(self) -> Now:

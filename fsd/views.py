@@ -129,10 +129,10 @@ class Views:
         used = catalog.children(spec.layer_id) or catalog.images_on(spec.layer_id)
         return bool(used) and not catalog.containers_on(spec.layer_id)
 
-    def ask_again(self, container: str) -> None:
-        """Let the next write to a container be judged anew. From any thread."""
+    def ask_again(self, container: str = "") -> None:
+        """Let the next write to a container, or to any, be judged anew. From any thread."""
         for key, spec in list(self._specs.items()):
-            if spec.container == container:
+            if spec.container == container or not container:
                 self.exports.arm(key)
 
     async def release(self, layer_ids: Iterable[str]) -> None:

@@ -233,3 +233,61 @@ def test_daemon_reads_its_options_anew_on_sighup(conf, store_dirs, btrfs_dir):
         write(conf, '[storage.options.btrfs]\nmin_space = "2m"\n')
         daemon.process.send_signal(signal.SIGHUP)
         assert eventually(lambda: "btrfs.min_space=2m" in (daemon / "control/config").read_text())
+
+
+def test_daemon_takes_over_settings_that_were_edited(conf, store_dirs, btrfs_dir):
+    require("fuse")
+    point, toml = btrfs_dir / "mnt", conf.with_name("fsd.toml")
+    point.mkdir()
+    with running(store_dirs, point, conf=conf, quiet=False) as daemon:
+        config = daemon / "control/config"
+
+        def says(text: str) -> bool:
+            toml.write_text(text)
+            return eventually(lambda: _same_settings(config, text))
+
+        def snapshots_after_a_write(name: str) -> int:
+            container = daemon / "containers" / name
+            container.mkdir()
+            (container / "rootfs/file").write_text("x")
+            return len(list((container / "snapshots").iterdir()))
+
+        assert snapshots_after_a_write("before") == 1
+        assert says("[bursts]\nenabled = false\n[trash]\nlifetime = 0\n")
+        assert snapshots_after_a_write("without") == 0
+        (daemon / "containers/without").rmdir()
+        assert list((daemon / "trash").iterdir()) == []  # with no lifetime it goes at once
+        assert says("[bursts]\nquiet = 0\ninterval = 0\n")
+        container = daemon / "containers/often"
+        container.mkdir()
+        for number in range(3):
+            (container / "rootfs/file").write_text(str(number))
+        assert len(list((container / "snapshots").iterdir())) == 3
+        toml.write_text("[bursts]\nquiet = 'long'\n")
+        assert eventually(lambda: "NOT IN FORCE AS IT IS NOW" in config.read_text())
+        assert "fsd.toml was not taken over, everything stays as it was" in daemon.errors()
+        assert "quiet" in daemon.errors()
+        assert "quiet = 0 " in config.read_text()
+        assert says("[plane]\nkeep-awake = false\n")
+        assert "in force after the next start: plane.keep-awake" in config.read_text()
+        toml.unlink()
+        assert eventually(lambda: "# fsd.toml: not found" in config.read_text())
+
+
+def test_background_work_follows_an_interval_that_was_edited(conf, store_dirs, btrfs_dir):
+    require("fuse")
+    point, toml = btrfs_dir / "mnt", conf.with_name("fsd.toml")
+    point.mkdir()
+    toml.write_text("[background]\nexpire = 3600\n")
+    with running(store_dirs, point, conf=conf, quiet=False) as daemon:
+        (daemon / "containers/gone").mkdir()
+        (daemon / "containers/gone").rmdir()
+        assert len(list((daemon / "trash").iterdir())) == 1
+        toml.write_text("[background]\nexpire = 0.2\n[trash]\nlifetime = 0.1\nminimum-age = 0\n")
+        assert eventually(lambda: list((daemon / "trash").iterdir()) == [])
+
+
+def _same_settings(config: Path, text: str) -> bool:
+    """Whether the lines of an fsd.toml are in force."""
+    shown = [line.partition("#")[0].strip() for line in config.read_text().splitlines()]
+    return all(line in shown for line in text.splitlines())
