@@ -13,6 +13,7 @@ import pyfuse3
 import trio
 
 from fsd.live import TABLES
+from fsd.naming import changed_listings
 from fsd.tables import directory_key
 from fsd.watch import Watch
 from store.drafts import settings_of_images
@@ -21,11 +22,11 @@ from store.timer import ON_WRITE
 from store.watching import differing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Sequence
 
     from fsd.bursts import Bursts
     from fsd.inodes import Inodes
-    from fsd.live import Now, Table
+    from fsd.live import Now
     from fsd.operations import Operations
     from fsd.publisher import Publisher
     from fsd.site import Site
@@ -132,18 +133,23 @@ async def _next_change(watch: Watch | None) -> None:
 
 
 def _invalidate(before: Now, now: Now, inodes: Inodes) -> None:
-    for table, directory, gone in _changed_listings(before, now):
-        number = inodes.find(directory_key(table, directory))
-        if number is None:
-            continue
-        with contextlib.suppress(OSError):
-            pyfuse3.invalidate_inode(number, attr_only=True)
-        for name in gone:
-            pyfuse3.invalidate_entry_async(number, pyfuse3.FileNameT(os.fsencode(name)), ignore_enoent=True)
-
+    for table in TABLES:
+        changed = differing(before.catalog, now.catalog, table)
+        for directory, gone in changed_listings(before.places[table], now.places[table], changed):
+            _invalidate_listing(inodes, directory_key(table, directory), gone)
     for container_id in differing(before.catalog, now.catalog, "containers"):
         if now.catalog.container(container_id) is not None:
             _forget_rootfs(inodes, f"containers:{container_id}")
+
+
+def _invalidate_listing(inodes: Inodes, key: str, gone: Sequence[str]) -> None:
+    number = inodes.find(key)
+    if number is None:
+        return
+    with contextlib.suppress(OSError):
+        pyfuse3.invalidate_inode(number, attr_only=True)
+    for name in gone:
+        pyfuse3.invalidate_entry_async(number, pyfuse3.FileNameT(os.fsencode(name)), ignore_enoent=True)
 
 
 def _forget_rootfs(inodes: Inodes, key: str) -> None:
@@ -151,21 +157,6 @@ def _forget_rootfs(inodes: Inodes, key: str) -> None:
     number = inodes.find(key)
     if number is not None:
         pyfuse3.invalidate_entry_async(number, pyfuse3.FileNameT(b"rootfs"), ignore_enoent=True)
-
-
-def _changed_listings(before: Now, now: Now) -> Iterator[tuple[Table, str, list[str]]]:
-    """Directories of names that changed, with the entries that are gone or mean another object."""
-    for table in TABLES:
-        old, new = before.places[table], now.places[table]
-        if old is new:
-            continue
-        for directory in old.listings.keys() | new.listings.keys():
-            was, is_ = old.listings.get(directory, {}), new.listings.get(directory, {})
-            prefix = f"{directory}/" if directory else ""
-            moved = [name for name in was if old.objects.get(prefix + name) != new.objects.get(prefix + name)]
-            gone = [name for name in was if name not in is_]
-            if moved or gone or list(was) != list(is_):
-                yield table, directory, list(dict.fromkeys(moved + gone))
 
 
 async def _follow_choices(site: Site, inodes: Inodes) -> None:

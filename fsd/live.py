@@ -140,7 +140,7 @@ class Live:
         old = before.places[table].listings if before else {}
         for directory, names in now.places[table].listings.items():
             was = old.get(directory, {})
-            same = was is names or list(was) == list(names)
+            same = was is names or (len(was) == len(names) and list(was) == list(names))
             if not same or (table, directory) not in self._listed:
                 self._listed[table, directory] = moment
 

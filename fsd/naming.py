@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 NAME_MAX = 255
 PATH_MAX = 1024
@@ -102,8 +102,8 @@ def replaced(
     flat = (name for _, names in (*removed, *added) for name in names)
     if before.contested or any("/" in name for name in flat):
         return None
-    after = Places(dict(before.objects), dict(before.paths), dict(before.listings), before.prefixes)
-    top = after.listings[""] = dict(before.listings[""])
+    after = Places(before.objects.copy(), before.paths.copy(), before.listings.copy(), before.prefixes)
+    top = after.listings[""] = before.listings[""].copy()
     for id_, _ in removed:
         path = after.paths.pop(id_, "")
         if not path or "/" in path:
@@ -116,6 +116,38 @@ def replaced(
             return None
         _list(after, path, id_)
     return after
+
+
+def changed_listings(
+    before: Places, after: Places, changed: Sequence[str]
+) -> Iterator[tuple[str, list[str]]]:
+    """Directories of names that changed, with the entries that are gone or mean another object.
+
+    Args:
+        changed: the objects that were made, changed or removed in between.
+    """
+    if before is after:
+        return
+    moved = {id_ for id_ in changed if before.paths.get(id_) != after.paths.get(id_)}
+    paths = [side.paths[id_] for side in (before, after) for id_ in moved if id_ in side.paths]
+    if before.contested or after.contested or any("/" in path for path in paths):
+        yield from _compared(before, after)
+    elif moved:
+        was = (before.paths[id_] for id_ in moved if id_ in before.paths)
+        yield "", [path for path in was if after.objects.get(path) != before.objects[path]]
+
+
+def _compared(before: Places, after: Places) -> Iterator[tuple[str, list[str]]]:
+    """:func:`changed_listings` where any object may have another place."""
+    for directory in before.listings.keys() | after.listings.keys():
+        was, is_ = before.listings.get(directory, {}), after.listings.get(directory, {})
+        prefix = f"{directory}/" if directory else ""
+        moved = [
+            name for name in was if before.objects.get(prefix + name) != after.objects.get(prefix + name)
+        ]
+        gone = [name for name in was if name not in is_]
+        if moved or gone or list(was) != list(is_):
+            yield directory, list(dict.fromkeys(moved + gone))
 
 
 def _list(places: Places, path: str, id_: str) -> None:

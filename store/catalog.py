@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from store import names
 from store.images import ImageView
@@ -85,9 +85,19 @@ class Catalog:
 
     def by_id(self, table: str) -> Mapping[str, Layer | Image | Container]:
         """Records of ``layers``, ``images`` or ``containers``; the same object while none changed."""
+        return self._view(table).by_id
+
+    def changed_since(self, before: Catalog, table: str) -> set[str] | None:
+        """IDs of all records of a table that differ from those of an earlier reading, and perhaps more.
+
+        ``None`` where only a comparison of all of them can tell: another process saved the table.
+        """
+        return self._view(table).changed_since(before._view(table))
+
+    def _view(self, table: str) -> View[Any]:
         if table == "layers":
-            return self._layers.by_id
-        return self._images.by_id if table == "images" else self._containers.by_id
+            return self._layers
+        return self._images if table == "images" else self._containers
 
     @property
     def broken(self) -> tuple[Broken, ...]:

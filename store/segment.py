@@ -178,7 +178,7 @@ class Segment(Generic[R]):
 
     def _positions_after(self, removed: Set[int], items: list[R | Broken]) -> dict[str, int]:
         """Where the records of ``items`` are, which differ from ours at the end and where some went."""
-        positions = dict(self.positions)
+        positions = self.positions.copy()
         for number in removed:
             item = self.items[number]
             if not isinstance(item, Broken):

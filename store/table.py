@@ -45,7 +45,8 @@ class Draft(Generic[R]):
         self._segments = segments
         self._view: View[R] | None = view
         self._base = view
-        self._records = dict(view.by_id) if writable else view.by_id
+        # dict.copy() copies memory even where records were removed; dict() would insert one by one.
+        self._records = view.by_id.copy() if writable else view.by_id
         self._changed: dict[str, R | None] = {}
         """What ``_base`` had of each record that changed."""
         self._unsaved: set[str] = set()
@@ -57,7 +58,7 @@ class Draft(Generic[R]):
         """The present state; typed by the subclasses."""
         if self._view is None:
             broken = tuple(b for b in self._base.broken if b not in self._dropped)
-            self._view = self._table.view_type(dict(self._records), broken, self._base.changed_ns)
+            self._view = self._table.view_type(self._records.copy(), broken, self._base.changed_ns)
             self._view.inherit(self._base, self._changed)
             self._base, self._changed = self._view, {}
         return self._view

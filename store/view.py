@@ -18,6 +18,8 @@ R = TypeVar("R", bound=Identified)
 _serials: Final = itertools.count(1)
 _MANY: Final = 50
 """Changes at once after which an index is made anew."""
+_STEPS: Final = 32
+"""How many views back one knows what changed since."""
 
 
 Groups = dict[str, list[R]]
@@ -44,7 +46,7 @@ def regrouped(
     """
     if groups is None or len(changed) > _MANY:
         return None
-    result = dict(groups)
+    result = groups.copy()
     for record_id, old in changed.items():
         new = now.get(record_id)
         before = tuple(keys(old)) if old is not None else ()
@@ -66,7 +68,7 @@ def regrouped(
 class View(Generic[R]):
     """The records of a table at one moment, in creation order; indexes are built when first asked."""
 
-    __slots__ = ("_by_name", "_sorted_ids", "_tuple", "broken", "by_id", "changed_ns", "serial")
+    __slots__ = ("_by_name", "_sorted_ids", "_steps", "_tuple", "broken", "by_id", "changed_ns", "serial")
 
     def __init__(self, by_id: dict[str, R], broken: tuple[Broken, ...] = (), changed_ns: int = 0) -> None:
         self.by_id = by_id
@@ -77,11 +79,14 @@ class View(Generic[R]):
         self._tuple: tuple[R, ...] | None = None
         self._by_name: dict[str, R] | None = None
         self._sorted_ids: list[str] | None = None
+        self._steps: tuple[tuple[int, tuple[str, ...]], ...] = ()
+        """Views this one was made from, the last one first: serial, and what changed up to the next one."""
 
     def inherit(self, base: View[R], changed: Mapping[str, R | None]) -> None:
         """Take over indexes of ``base``, where only ``changed`` differs; it has the old records."""
+        self._steps = ((base.serial, tuple(changed)), *base._steps[: _STEPS - 1])
         if base._by_name is not None:
-            names = dict(base._by_name)
+            names = base._by_name.copy()
             for old in changed.values():
                 for name in getattr(old, "names", ()):
                     names.pop(name, None)
@@ -89,6 +94,20 @@ class View(Generic[R]):
                 record = self.by_id.get(record_id)
                 names |= {name: record for name in getattr(record, "names", ()) if record is not None}
             self._by_name = names
+
+    def changed_since(self, older: View[R]) -> set[str] | None:
+        """IDs of all records that differ from those of another view, and perhaps more.
+
+        ``None`` where only a comparison can tell.
+        """
+        found: set[str] = set()
+        serial = self.serial
+        for base, changed in self._steps:
+            if serial == older.serial:
+                break
+            found.update(changed)
+            serial = base
+        return found if serial == older.serial else None
 
     @property
     def records(self) -> tuple[R, ...]:

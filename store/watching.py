@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from store.catalog import Catalog
 
@@ -28,9 +28,16 @@ def differing(before: Catalog | None, after: Catalog, table: str) -> list[str]:
     old, new = before.by_id(table), after.by_id(table)
     if old is new:
         return []
-    others = [id_ for id_, record in new.items() if old.get(id_) is not record]
-    changed = [id_ for id_ in others if old.get(id_) != new[id_]]
-    return changed + [id_ for id_ in old if id_ not in new]
+    known = after.changed_since(before, table)
+    if known is None:
+        known = {id_ for id_, record in new.items() if old.get(id_) is not record} | (old.keys() - new.keys())
+    changed = {id_ for id_ in known if id_ in new and old.get(id_) != new[id_]}
+    gone = {id_ for id_ in known if id_ in old and id_ not in new}
+    return _in_order(changed, new) + _in_order(gone, old)
+
+
+def _in_order(ids: set[str], records: Mapping[str, object]) -> list[str]:
+    return [id_ for id_ in records if id_ in ids] if len(ids) > 1 else list(ids)
 
 
 def differences(before: Catalog, after: Catalog) -> Iterator[Difference]:

@@ -14,6 +14,7 @@ from store.errors import BadName
 from store.images import ImageTable, ImageView
 from store.layers import LayerTable, LayerView, MountView
 from store.records import Container, Image, Layer, MountPoint, encode
+from store.watching import differing
 
 A, B, C, D = ("a1" * 32, "a2" * 32, "b3" * 32, "c4" * 32)
 
@@ -168,6 +169,43 @@ def test_view_after_a_save_equals_what_another_reader_parses(tmp_path):
         draft.add(Image(id=B, metadata="é<"))
     assert [i.id for i in ImageTable(tmp_path).peek()] == [A, D, B] == [i.id for i in table.peek()]
     assert json.loads((tmp_path / "images.json").read_bytes())[2]["metadata"] == "é<"
+
+
+def reading(table: ImageTable) -> Catalog:
+    """What a store shows that has these images, and nothing else."""
+    return Catalog((LayerView({}),), (table.peek(),), ContainerView({}), MountView({}))
+
+
+def test_what_differs_after_saves_is_found_as_a_comparison_finds_it(tmp_path):
+    table = ImageTable(tmp_path)
+    write(tmp_path / "images.json", [Image(id=A, names=("a",)), Image(id=B), Image(id=C)])
+    before = reading(table)
+    with table.writing() as draft:
+        draft.remove(B)
+        draft.add(Image(id=D))
+        draft.flush()
+        draft.put(Image(id=A, names=("x",)))
+        draft.put(Image(id=C, metadata="for a moment"))
+    with table.writing() as draft:
+        draft.put(Image(id=C))
+        draft.add(Image(id=B, metadata="made again"))
+    after = reading(table)
+    assert after.changed_since(before, "images") == {A, B, C, D}
+    assert after.changed_since(reading(ImageTable(tmp_path)), "images") is None
+    assert differing(before, after, "images") == [A, D, B]
+    assert differing(before, reading(ImageTable(tmp_path)), "images") == [A, D, B]
+    assert differing(after, before, "images") == [A, B, D]
+
+
+def test_what_differs_after_more_saves_than_are_remembered_is_found_by_a_comparison(tmp_path):
+    table = ImageTable(tmp_path)
+    write(tmp_path / "images.json", [Image(id=A), Image(id=B)])
+    before = reading(table)
+    for number in range(40):
+        with table.writing() as draft:
+            draft.put(Image(id=A, metadata=str(number)))
+    assert reading(table).changed_since(before, "images") is None
+    assert differing(before, reading(table), "images") == [A]
 
 
 def test_draft_of_a_shared_lock_cannot_change_anything(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fsd.naming import parents, place, replaced, usable
+from fsd.naming import changed_listings, parents, place, replaced, usable
 
 NAMES = st.lists(st.sampled_from(["a", "b", "c", "..", "", "x" * 256]), min_size=1, max_size=3).map("/".join)
 OBJECTS = st.lists(st.lists(NAMES, max_size=2), max_size=6).map(
@@ -88,3 +88,28 @@ def test_replaced_is_used_for_a_new_object_and_its_removal():
     after = replaced(before, [], [("3", ["new"])])
     assert after == place([("1", ["x"]), ("2", []), ("3", ["new"])])
     assert replaced(after, [("3", ["new"])], []) == before
+
+
+_PATHS = st.lists(
+    st.tuples(st.sampled_from("abcdefg"), st.lists(st.sampled_from(["x", "y", "a", ".", "n/x", "n/y"]))),
+    max_size=6,
+    unique_by=lambda entry: entry[0],
+)
+
+
+@given(_PATHS, _PATHS)
+def test_changed_listings_tell_each_directory_that_differs_and_what_is_gone_from_it(table, later):
+    """However the objects changed, the kernel is told of every name it may hold wrongly."""
+    later = [entry for entry in table if entry in later] + [entry for entry in later if entry not in table]
+    before, after = place(table), place(later)
+    changed = sorted(
+        {id_ for id_, names in table + later if ((id_, names) in table) != ((id_, names) in later)}
+    )
+    told = {directory: set(gone) for directory, gone in changed_listings(before, after, changed)}
+    for directory in before.listings.keys() | after.listings.keys():
+        was, is_ = before.listings.get(directory, {}), after.listings.get(directory, {})
+        paths = {name: f"{directory}/{name}".lstrip("/") for name in was}
+        gone = {n for n, path in paths.items() if before.objects.get(path) != after.objects.get(path)}
+        gone |= was.keys() - is_.keys()
+        assert (directory in told) == (list(was) != list(is_) or bool(gone))
+        assert told.get(directory, set()) == gone
