@@ -7,6 +7,7 @@ Layout below ``home`` (FORMAT 1.2; ``fsd`` is ours, beside what other tools mana
     fsd/snapshots/<key>  read-only snapshots
     fsd/aside/<key>      layers set aside
     fsd/tmp/<name>       copies on their way to a name; a crash's are removed at the next open
+    fsd/older/<name>     copies of what others are compared with; likewise
     fsd/mapped/<name>    mount points of idmapped views
 
 The image store has ``subvolumes``, ``fsd/aside`` and ``fsd/tmp`` below its own ``btrfs``, for layers there.
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _SCRATCH_AGE = 60.0
-"""Seconds a copy in ``fsd/tmp`` is left alone; a restore takes milliseconds."""
+"""Seconds a copy in ``fsd/tmp`` or ``fsd/older`` is left alone; a restore takes milliseconds."""
 
 
 class BtrfsDriver(BtrfsChanges, Driver):
@@ -102,19 +103,20 @@ class BtrfsDriver(BtrfsChanges, Driver):
 
     def _prepare(self) -> None:
         self.subvolumes = self.home / "subvolumes"
-        self.scratch = self.home / "fsd" / "tmp"
+        self.scratch, self.older = self.home / "fsd" / "tmp", self.home / "fsd" / "older"
         self._directories = tuple(home / "subvolumes" for home in self.homes)
         for home in self.homes:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
             if home == self.home:
                 _make_private(home)
             (home / "subvolumes").mkdir(mode=0o700, exist_ok=True)
-            try:
-                (home / "fsd" / "tmp").mkdir(mode=0o700, parents=True, exist_ok=True)
-                self._sweep(home / "fsd" / "tmp")
-            except OSError as error:
-                if error.errno != errno.EROFS:  # reading needs none of this
-                    raise
+            for scratch in (home / "fsd" / "tmp", *([self.older] if home == self.home else [])):
+                try:
+                    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+                    self._sweep(scratch)
+                except OSError as error:
+                    if error.errno != errno.EROFS:  # reading needs none of this
+                        raise
 
     def _sweep(self, scratch: Path) -> None:
         """Remove copies a crash left; a young one may be of a process this one cannot see."""
@@ -130,6 +132,10 @@ class BtrfsDriver(BtrfsChanges, Driver):
         """A place for a temporary copy that no one else uses, from where it can be renamed to ``layer``."""
         scratch = self.scratch if layer is None else layer.parents[1] / "fsd" / "tmp"
         return scratch / private_name()
+
+    def older_path(self) -> Path:
+        """A place for a temporary copy in a directory where no other copies are made meanwhile."""
+        return self.older / private_name()
 
     def path_of(self, layer_id: str) -> Path:
         """Where a layer of that ID is, or would be in ``home``; ``BadLayerID``."""

@@ -17,7 +17,8 @@ import logging
 import os
 import struct
 from abc import abstractmethod
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, BinaryIO
@@ -174,6 +175,10 @@ class BtrfsChanges(NaiveDiff):
     def scratch_path(self) -> Path:
         """A place for a temporary copy that no one else uses."""
 
+    @abstractmethod
+    def older_path(self) -> Path:
+        """Another one, in another directory."""
+
     @cached_property
     def origins(self) -> Origins:
         """Where the past of replaced subvolumes is written down."""
@@ -275,23 +280,36 @@ class BtrfsChanges(NaiveDiff):
             fork = generation_parted(new, old, self.origins)
             if fork is None:
                 return None
-            sides = [copies.enter_context(self._copied(place)) for place in (old, new)]
-            return Pair(sides[1], sides[0], fork, owners)
+            older, newer = self._copies(copies, old, new)
+            return Pair(newer, older, fork, owners)
         except OSError as error:
             _log.info("%s and %s cannot be copied to compare them: %s", new, old, error)
             return None
 
+    def _copies(self, copies: ExitStack, old: Path, new: Path) -> tuple[Side, Side]:
+        """Read-only copies of both sides, made by one commit of the filesystem if both are asked for in time.
+
+        The kernel makes one snapshot at a time in a directory, so each side has its own; and data that are
+        still to be written, most likely the new side's, would let it come too late.
+        """
+        with suppress(OSError):
+            btrfs_ioctl.flush(new)
+        with ThreadPoolExecutor(1, "btrfs-copy") as thread:
+            older = thread.submit(copies.enter_context, self._copied(old, self.older_path()))
+            newer = copies.enter_context(self._copied(new, self.scratch_path()))
+            return older.result(), newer
+
     @contextmanager
-    def _copied(self, live: Path) -> Iterator[Side]:
-        copy = self.scratch_path()
+    def _copied(self, live: Path, copy: Path) -> Iterator[Side]:
         btrfs_ioctl.snapshot(live, copy.parent, copy.name, read_only=True)
         try:
             info = btrfs_ioctl.subvolume_info(copy)
             yield Side(live, copy, info.id, info.ctransid)
         finally:
-            self._discard_copy(copy)
+            self.discard_copy(copy)
 
-    def _discard_copy(self, copy: Path) -> None:
+    def discard_copy(self, copy: Path) -> None:
+        """Destroy a temporary subvolume; one that cannot be destroyed stays until the next start."""
         try:
             with self.quotas.removing(copy):
                 destroy_tree(copy)

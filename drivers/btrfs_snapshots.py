@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from drivers import btrfs_ioctl, syscalls
 from drivers.base import DEFAULT_CREATION, check_layer_id
+from drivers.btrfs_flush import Flusher
 from drivers.btrfs_removal import destroy_tree
 from drivers.errors import BadLayerID, SnapshotExists, SnapshotUnknown
 from drivers.snapshots import SnapshotFacts, Snapshots
@@ -30,6 +31,7 @@ class BtrfsSnapshots(Snapshots):
     def __init__(self, driver: BtrfsDriver) -> None:
         self._driver = driver
         self._root = driver.home / "fsd" / "snapshots"
+        self._flusher = Flusher(driver.scratch_path, driver.discard_copy)
         self._directories = threading.Lock()
         """Keeps one thread from removing the directory another is about to use."""
 
@@ -122,12 +124,12 @@ class BtrfsSnapshots(Snapshots):
         """The last transaction that changed the content.
 
         That is ``ctransid``, which a snapshot inherits: taking one raises the source's ``generation``
-        although nothing changed. Data not yet written back may still raise it, hence ``settle``.
+        although nothing changed. Data not yet written may still raise it, hence ``settle``.
         """
         with btrfs_ioctl.opened(self._driver.present(layer_id)) as fd:
             if settle:
-                btrfs_ioctl.sync(fd)
-            return btrfs_ioctl.subvolume_info(fd).ctransid
+                self._flusher.settle(fd)
+            return btrfs_ioctl.ctransid(fd)
 
     def _place(self, key: str) -> Path:
         parts = key.split("/")

@@ -71,6 +71,6 @@ class Snapshots(ABC):
         """A number that grows with every change of the layer, and that a copy of the layer shares.
 
         Args:
-            settle: commit pending changes first, so that equal numbers mean equal content. Without it
-                the call is immediate, and only a *different* number says something.
+            settle: let everything written so far count first, so that equal numbers mean equal content.
+                Without it the call is immediate, and only a *different* number says something.
         """

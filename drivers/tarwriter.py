@@ -70,10 +70,9 @@ class Member:
 
 def header_blocks(member: Member) -> bytes:
     """All header blocks of a member: a pax header if it needs one, then its own."""
-    records = _pax_records(member)
     split_at = _ustar_split(member.path)
-    needs_pax = bool(records.keys() - ({b"path"} if split_at else set()))
-    if not needs_pax:
+    records = _needed_records(member, split_at)
+    if not records:
         prefix, name = (
             (member.path[:split_at], member.path[split_at + 1 :]) if split_at else (b"", member.path)
         )
@@ -89,6 +88,21 @@ def header_blocks(member: Member) -> bytes:
         + bytes(tar.padding(len(body)))
         + _block(member, _ascii(member.path), b"")
     )
+
+
+def header_size(member: Member) -> int:
+    """Bytes of :func:`header_blocks`, without making them."""
+    records = _needed_records(member, _ustar_split(member.path))
+    if not records:
+        return BLOCK
+    length = len(tar.format_pax(records))
+    return 2 * BLOCK + length + tar.padding(length)
+
+
+def _needed_records(member: Member, split_at: int) -> dict[bytes, bytes]:
+    """What a pax header must hold; nothing where its own header is enough, if need be with a split path."""
+    records = _pax_records(member)
+    return records if records.keys() - ({b"path"} if split_at else set()) else {}
 
 
 def _pax_records(member: Member) -> dict[bytes, bytes]:
@@ -202,11 +216,11 @@ class TreeArchiver:
     """Turns paths of one tree into archive bytes; remembers inodes to write hard links once."""
 
     def __init__(
-        self, root: Root, mappings: IDMappings | None, style: HeaderStyle, *, headers_only: bool = False
+        self, root: Root, mappings: IDMappings | None, style: HeaderStyle, *, measures: bool = False
     ) -> None:
-        self.left_out = 0
-        """Bytes of content and padding that were not read, with ``headers_only``."""
-        self._headers_only = headers_only
+        self.size = 0
+        """Bytes that ``measures`` had counted instead of made."""
+        self._measures = measures
         self._root = root
         self._mappings = mappings or IDMappings()
         self._style = style
@@ -232,7 +246,7 @@ class TreeArchiver:
             changed = os.fstat(self._directory(parent)).st_mtime
         except OSError:
             changed = time.time()
-        return header_blocks(Member(path=full, type=tar.REGULAR, mtime=int(changed)))
+        return self._header(Member(path=full, type=tar.REGULAR, mtime=int(changed)))
 
     def add(self, path: bytes) -> Iterator[bytes]:
         """Header and content of ``path``.
@@ -257,18 +271,24 @@ class TreeArchiver:
         if member is None:
             return
         if member.type != tar.REGULAR or not member.size:
-            yield header_blocks(member)
+            yield self._header(member)
             return
-        if self._headers_only:
-            self.left_out += member.size + tar.padding(member.size)
-            yield header_blocks(member)
+        if self._measures:
+            self.size += member.size + tar.padding(member.size)
+            yield self._header(member)
             return
         source = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
         try:
-            yield header_blocks(member)
+            yield self._header(member)
             yield from _content(source, member.size)
         finally:
             os.close(source)
+
+    def _header(self, member: Member) -> bytes:
+        if not self._measures:
+            return header_blocks(member)
+        self.size += header_size(member)
+        return b""
 
     def _directory(self, parent: bytes) -> int:
         if self._parent is not None:
@@ -414,12 +434,13 @@ def archive_size(
 ) -> int:
     """Bytes of the archive :func:`open_diff` gives, from the files' attributes alone."""
     tree = Root(root)
-    archiver = TreeArchiver(tree, mappings, generation, headers_only=True)
+    archiver = TreeArchiver(tree, mappings, generation, measures=True)
     try:
-        headers = sum(map(len, _members(archiver, tree, changes)))
+        for _ in _members(archiver, tree, changes):
+            pass
     finally:
         archiver.close()
-    return headers + archiver.left_out + len(END)
+    return archiver.size + len(END)
 
 
 def write_tar(

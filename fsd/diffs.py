@@ -98,14 +98,16 @@ class Differences:
         Args:
             final: nobody writes to the trees any more, so that what was found once holds.
         """
-        if final and pair.key in self._sizes:
-            return self._sizes[pair.key][1]
-        new = None if final else generation_of(self._store, pair.new)  # first: a write may come in between
+        known = self._sizes.get(pair.key)
+        if final and known is not None:
+            return known[1]
+        stamp = None if final else self._stamp(pair)  # first: a write may come in between
+        if known is not None and known[0] == stamp:
+            return _current(known[1], stamp)
         if self._untouched(pair):
-            if final:
-                self._sizes[pair.key] = _ANY_TIME, _NOTHING
-            return replace(_NOTHING, generation=new)
-        stamp = self._stamp(pair)
+            self._sizes[pair.key] = _ANY_TIME if stamp is None else stamp, _NOTHING
+            return _current(_NOTHING, stamp)
+        stamp = self._stamp(pair) if final else stamp
         known = self._known(pair, stamp)
         if known is not None and known[0] == stamp:
             return _current(known[1], stamp)
@@ -119,11 +121,11 @@ class Differences:
     def changes(self, pair: Pair) -> bytes:
         """The list of changes as it is now, writes that are under way included."""
         stamp = self._stamp(pair, settle=True)
-        if self._untouched(pair):
-            return b""
         with self._lock:
             kept = self._texts.get(pair.key)
-        return kept[1] if kept and stamp is not None and kept[0] == stamp else self._compare(pair)[0]
+        if kept and stamp is not None and kept[0] == stamp:
+            return kept[1]
+        return b"" if self._untouched(pair) else self._compare(pair)[0]
 
     def archive(self, pair: Pair) -> Content:
         """The archive of the changes, of one point in time where the driver can."""
@@ -218,10 +220,13 @@ class Differences:
             while kept > KEPT_BYTES and len(self._texts) > 1:
                 kept -= len(self._texts.popitem(last=False)[1][1])
         if stamp is not None:
-            now = time.time_ns()
-            for kind, count in (("changes", sizes.changes), ("diff", sizes.archive)):
-                row = Size(bytes=count, generation=stamp, measured_ns=now)
-                self._state.put_size(f"{kind}/{pair.key}", row)
+            now, counts = time.time_ns(), {"changes": sizes.changes, "diff": sizes.archive}
+            self._state.put_sizes(
+                {
+                    f"{kind}/{pair.key}": Size(bytes=count, generation=stamp, measured_ns=now)
+                    for kind, count in counts.items()
+                }
+            )
         if before is None or before[1] != sizes:
             self.changed(pair.new.layer)
         return sizes

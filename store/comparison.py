@@ -83,7 +83,7 @@ def generation_of(store: Store, side: Side, *, settle: bool = False) -> int | No
     """A number that grows with every change of the tree; ``None`` where the driver knows none.
 
     Immediate unless ``settle`` is set: of writes that are under way only those count that reached the
-    filesystem's metadata. To settle commits them first.
+    filesystem's metadata. To settle has all of them get there first.
 
     Raises:
         LayerUnknown, SnapshotUnknown

@@ -150,7 +150,7 @@ class SnapshotTable:
     def unchanged_since(self, snapshot: Snapshot, layer: str) -> bool:
         """Whether ``layer`` still has the content it had when the snapshot was taken.
 
-        What changed usually shows at once; only when nothing shows is the disk waited for.
+        What changed usually shows at once; only when nothing shows is unwritten data waited for.
         """
         return all(
             self.copies.generation(layer, settle=settle) == snapshot.generation for settle in (False, True)

@@ -223,12 +223,11 @@ class State:
         rows = self._rows("SELECT bytes, generation, measured_ns FROM sizes WHERE key = ?", [key])
         return Size(**dict(rows[0])) if rows else None
 
-    def put_size(self, key: str, size: Size) -> None:
-        """Remember a measured size."""
-        self._execute(
-            "INSERT OR REPLACE INTO sizes (key, generation, bytes, measured_ns) VALUES (?, ?, ?, ?)",
-            [key, size.generation, size.bytes, size.measured_ns],
-        )
+    def put_sizes(self, sizes: Mapping[str, Size]) -> None:
+        """Remember measured sizes by their keys, all or none."""
+        rows = [(key, size.generation, size.bytes, size.measured_ns) for key, size in sizes.items()]
+        statement = "INSERT OR REPLACE INTO sizes (key, generation, bytes, measured_ns) VALUES (?, ?, ?, ?)"
+        self._db.write(lambda connection: connection.executemany(statement, rows))
 
     def measure(self, obj: str) -> Measure | None:
         """What was last measured of an object such as ``layers/<id>``."""

@@ -291,7 +291,8 @@ def test_read_only_filesystem_refuses_changes_and_serves_what_is_there(run_dir: 
         driver = BtrfsDriver(point / "btrfs")
         driver.create("base")
         driver.cleanup()
-        os.rmdir(point / "btrfs" / "fsd" / "tmp")
+        for name in ("tmp", "older"):
+            os.rmdir(point / "btrfs" / "fsd" / name)
         os.rmdir(point / "btrfs" / "fsd")
         run("mount", "-o", "remount,ro", point)
         driver = BtrfsDriver(point / "btrfs")
@@ -304,16 +305,19 @@ def test_read_only_filesystem_refuses_changes_and_serves_what_is_there(run_dir: 
         driver.cleanup()
 
 
-def test_copies_of_a_crashed_process_are_removed_at_the_next_open(btrfs_dir: Path) -> None:
+def test_copies_of_a_crashed_process_are_removed_at_the_next_open(
+    btrfs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     driver = BtrfsDriver(btrfs_dir / "btrfs")
     driver.create("layer")
-    left = driver.scratch / "999999999-1-abc"
-    left.mkdir()
-    own = driver.scratch_path()
-    btrfs_ioctl.snapshot(driver.present("layer"), own.parent, own.name)
+    left = [place / "999999999-1-abc" for place in (driver.scratch, driver.older)]
+    own = [driver.scratch_path(), driver.older_path()]
+    for copy in (*left, *own):
+        btrfs_ioctl.snapshot(driver.present("layer"), copy.parent, copy.name, read_only=True)
+    monkeypatch.setattr("drivers.btrfs._SCRATCH_AGE", 0.0)
     BtrfsDriver(btrfs_dir / "btrfs")
-    assert not left.exists()
-    assert own.exists()
+    assert not any(copy.exists() for copy in left)
+    assert all(copy.exists() for copy in own)
     driver.cleanup()
 
 

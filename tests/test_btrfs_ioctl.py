@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from drivers import btrfs_commits, btrfs_ioctl, btrfs_tree, syscalls
+from drivers.btrfs_flush import Flusher
 from drivers.btrfs_ioctl import BtrfsError
 from tests.support.loops import run
 
@@ -144,6 +145,39 @@ def test_generation_moves_when_a_change_is_committed(subvolume: Path) -> None:
     after = btrfs_ioctl.subvolume_info(subvolume).generation
     assert before < after <= running
     assert btrfs_ioctl.filesystem_info(subvolume).generation >= after
+
+
+def test_flush_counts_unwritten_data_without_a_commit(subvolume: Path) -> None:
+    (subvolume / "file").write_text("before")
+    btrfs_ioctl.sync(subvolume)
+    before = btrfs_ioctl.subvolume_info(subvolume)
+    with open(subvolume / "file", "r+b", buffering=0) as file:
+        file.write(b"later!")
+    (subvolume.parent / "other").touch()
+    begun = btrfs_ioctl.filesystem_info(subvolume).generation
+    btrfs_ioctl.flush(subvolume)
+    assert btrfs_ioctl.ctransid(subvolume) == begun > before.ctransid
+    assert btrfs_ioctl.filesystem_info(subvolume).generation == begun
+    assert {path.name for path in subvolume.parent.iterdir()} == {"one", "other"}
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_settled_generation_counts_what_a_file_holds(
+    btrfs_dir: Path, subvolume: Path, monkeypatch: pytest.MonkeyPatch, works: bool
+) -> None:
+    """Also where the kernel's snapshot would look at its name first, and flush nothing."""
+    if not works:
+        monkeypatch.setattr(btrfs_ioctl, "flush", lambda place: None)
+    flusher = Flusher(lambda: btrfs_dir / "tried", lambda path: btrfs_ioctl.destroy(path.parent, path.name))
+    (subvolume / "file").write_text("before")
+    for number in range(3):
+        btrfs_ioctl.sync(subvolume)
+        before = btrfs_ioctl.ctransid(subvolume)
+        with open(subvolume / "file", "r+b", buffering=0) as file, btrfs_ioctl.opened(subvolume) as fd:
+            file.write(b"%d" % number)
+            flusher.settle(fd)
+        assert btrfs_ioctl.ctransid(subvolume) > before
+    assert [path.name for path in btrfs_dir.iterdir()] == ["one"]
 
 
 def test_numbers_written_down_are_those_of_the_headers() -> None:

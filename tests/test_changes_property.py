@@ -109,7 +109,7 @@ def check_all_ways(layers: Layers, new: str, old: str) -> None:
         assert pairs(pair.by_generation()) == expected
         assert pairs(pair.by_walk()) == expected
     assert layers.driver.diff_size(new, old) == layers.size(new, old)
-    assert not list(layers.driver.scratch.iterdir())
+    assert not [*layers.driver.scratch.iterdir(), *layers.driver.older.iterdir()]
     event(f"about {len(expected) // 25 * 25} changes")
 
 

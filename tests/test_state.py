@@ -117,8 +117,11 @@ def test_an_intent_whose_process_was_killed_is_not_alive(state: State) -> None:
 
 
 def test_sizes_bursts_and_settings_of_a_deleted_container_are_forgotten(state: State) -> None:
-    state.put_size("containers/c1/size", Size(bytes=5, generation=3, measured_ns=9))
-    state.put_size("containers/c10/size", Size(bytes=6, generation=3, measured_ns=9))
+    sizes = {
+        "containers/c1/size": Size(bytes=5, generation=3, measured_ns=9),
+        "containers/c10/size": Size(bytes=6, generation=3, measured_ns=9),
+    }
+    state.put_sizes(sizes)
     state.put_burst("c1", BurstTimes(started_ns=1, mutated_ns=2))
     state.set_setting("containers/c1", "on-write", "none")
     assert state.size("containers/c1/size") == Size(bytes=5, generation=3, measured_ns=9)

@@ -16,7 +16,15 @@ from drivers.archive import apply_archive
 from drivers.base import Change, ChangeKind
 from drivers.changes import tree_changes
 from drivers.idmap import IDMap, IDMappings
-from drivers.tarwriter import HeaderStyle, Member, header_blocks, open_diff, tar_chunks, write_tar
+from drivers.tarwriter import (
+    HeaderStyle,
+    Member,
+    archive_size,
+    header_blocks,
+    open_diff,
+    tar_chunks,
+    write_tar,
+)
 from tests.support.trees import snapshot_tree
 
 if TYPE_CHECKING:
@@ -62,6 +70,19 @@ def fill(tree: Path) -> None:
     for path in tree.rglob("*"):
         os.utime(path, ns=(10**18, 1_600_000_000_700_000_000), follow_symlinks=False)
     os.utime(tree / "a/empty", (-5, -5))
+
+
+@pytest.mark.parametrize("style", HeaderStyle)
+@pytest.mark.parametrize("whole", [True, False])
+def test_size_told_beforehand_is_that_of_the_archive(tmp_path: Path, style: HeaderStyle, whole: bool) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    for tree in (old, new):
+        tree.mkdir()
+    fill(new)
+    (old / ("deleted" * 20)).touch()
+    changes = None if whole else tree_changes(new, old)
+    archive = b"".join(tar_chunks(new, changes, generation=style))
+    assert archive_size(new, changes, generation=style) == len(archive)
 
 
 def edit(tree: Path) -> None:

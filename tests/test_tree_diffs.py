@@ -53,8 +53,21 @@ def test_changes_show_a_write_that_is_not_on_disk_yet(tree):
         assert [member.name for member in archive] == ["etc", "etc/passwd"]
 
 
+def test_changes_show_a_write_made_after_their_size_was_asked(tree):
+    container = tree.path / "containers" / CONTAINER
+    real = (container / "path").readlink()
+    expected = []
+    for name in ("group", "passwd"):
+        with open(real / "etc" / name, "r+b", buffering=0) as file:
+            file.write(b"other")
+            expected.append(f"C /etc/{name}\n")
+            assert (container / "changes").read_text() == "".join(["C /etc\n", *expected])
+            assert (container / "changes").stat().st_size == len("C /etc\n") + sum(map(len, expected))
+
+
 def test_changes_are_compared_once_for_their_size_and_their_text(tree):
     container = tree.path / "containers" / CONTAINER
+    assert (container / "changes").read_text() == ""  # what the kernel can is tried by then, in a subvolume
     _edit(container)
     home = (container / "path").readlink().parent
 
