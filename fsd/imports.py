@@ -82,7 +82,7 @@ class ImportTable(DirectoryKind):
     def rename(self, node: Node, name: str, into: Node, new_name: str) -> None:
         """Tools that write to a temporary name rename it at the end."""
         if into.key != node.key:
-            node.refuse(errno.EXDEV, f"the import {name!r} has no other place")
+            node.refuse(errno.EPERM, f"the import {name!r} has no other place; closing it loads it")
         try:
             node.subject.site.uploads.rename(name, new_name)
         except KeyError:

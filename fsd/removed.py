@@ -155,10 +155,9 @@ class TrashTable(DirectoryKind):
         """Bring an object back, with the names it had, or under another one."""
         site = node.subject.site
         entry = site.trash.get(name)
-        table = into.path.split("/")[0]
-        if table != entry.kind:
-            node.refuse(errno.EXDEV, f"{name!r} was in {entry.kind}/ and can go back only there")
         subject = into.subject
+        if (subject.table if isinstance(subject, NamesSubject) else into.path) != entry.kind:
+            node.refuse(errno.EPERM, f"{name!r} was in {entry.kind}/ and can go back only there")
         full = subject.join(new_name) if isinstance(subject, NamesSubject) else new_name
         same = full in entry.names or full in (entry.id, entry.object_id)
         site.trash.restore(name, None if same else full)

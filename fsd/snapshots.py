@@ -63,7 +63,9 @@ class SnapshotTable(DirectoryKind):
     def rename(self, node: Node, name: str, into: Node, new_name: str) -> None:
         """Rename a snapshot within its container."""
         if into.key != node.key:
-            node.refuse(errno.EXDEV, f"snapshot {name!r} stays with its container")
+            source = f"{_container(node).path.removeprefix('containers/')}/snapshots/{name}"
+            instead = f"for its content elsewhere, make a container and write {source!r} to its 'from'"
+            node.refuse(errno.EPERM, f"snapshot {name!r} stays with its container; {instead}")
         control.rename_snapshot(_container(node), name, new_name)
 
 

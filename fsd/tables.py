@@ -27,6 +27,12 @@ def directory_key(table: TableName, directory: str) -> str:
 
 COLON = "%3A"
 """Another way to write a colon: to ``podman load -i`` and ``skopeo`` a path ends at the first real one."""
+_INSTEAD: dict[TableName, str] = {
+    "layers": "for its content elsewhere, make a container and write the layer's name to its 'from'",
+    "images": "for its content elsewhere, make a container and write the image's name to its 'from'",
+    "containers": "for an image of it, write NAME:TAG to its 'commit'",
+}
+"""What to do where an object was to be moved away. EXDEV would have mv(1) make another one, and fill that."""
 _ALIAS: Link = Alias(lambda subject: subject.path)
 
 
@@ -113,7 +119,7 @@ class Table(DirectoryKind):
         """Change the name an object is listed under."""
         names = self._names(node)
         if not isinstance(into.kind, Table) or into.kind.table != self.table:
-            node.refuse(errno.EXDEV, f"{name!r} cannot leave {names.table}/")
+            node.refuse(errno.EPERM, f"{name!r} stays in {names.table}/; {_INSTEAD[self.table]}")
         id_ = self._listed(node, name)
         if id_ is None:
             node.refuse(errno.EPERM, f"{name!r} is a part of other names; rename the objects below it")

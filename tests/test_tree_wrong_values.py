@@ -30,7 +30,11 @@ rmdir images/localhost | Directory not empty
 rmdir layers/$BASE | Directory not empty
 rmdir $C/userdata | Operation not permitted
 python3 -c "import os; os.rename('$C', 'containers/b@d')" | Invalid argument
-python3 -c "import os; os.rename('$C', 'images/x:1')" | Invalid cross-device link
+python3 -c "import os; os.rename('$C', 'images/x:1')" | Operation not permitted
+mv -T $C layers/moved | Operation not permitted
+mv -T layers/mine containers/moved | Operation not permitted
+mv -T images/localhost/top:1 layers/moved | Operation not permitted
+mv -T images/localhost/top:1 containers/moved | Operation not permitted
 python3 -c "import os; os.rename('images/localhost/top:1', 'images/localhost/base:1')" | File exists
 python3 -c "import os; os.rename('control', 'c')" | Operation not permitted
 echo 'b@d name' > $C/names | Invalid argument
@@ -51,7 +55,10 @@ mkdir $C/snapshots/one | File exists
 mkdir $C/snapshots/.x | Invalid argument
 rmdir $C/snapshots/nothing | No such file or directory
 python3 -c "import os; os.rename('$C/snapshots/one', '$C/snapshots/two')" | File exists
-python3 -c "import os; os.rename('$C/snapshots/one', 'containers/one')" | Invalid cross-device link
+mv -T $C/snapshots/one containers/moved | Operation not permitted
+mv -T $C/snapshots/one containers/other/snapshots/moved | Operation not permitted
+mv -T trash/gone@* layers/moved | Operation not permitted
+mv -T trash/gone@* containers/other/snapshots/moved | Operation not permitted
 echo nothing > $C/rollback | No such file or directory
 echo 'Not A Name' > $C/commit | Invalid argument
 echo much > $C/limit | Invalid argument
@@ -121,7 +128,8 @@ def _state(tree, dirs):
             "orphans",
         )
     }
-    found |= {str(place): sorted(os.listdir(place)) for place in (container, container / "snapshots")}
+    places = container, container / "snapshots", tree.path / "containers/other/snapshots"
+    found |= {str(place): sorted(os.listdir(place)) for place in places}
     found |= {name: (container / name).read_text() for name in ("json", "from", "limit", "on-write")}
     found["names"] = (tree.path / "images" / TOP / "names").read_text()
     found["subvolumes"] = sorted(os.listdir(dirs.graphroot / "btrfs/subvolumes"))
@@ -135,6 +143,9 @@ def test_wrong_values_from_many_processes_are_refused_and_leave_nothing(tree, st
     for name in ("one", "two"):
         (container / "snapshots" / name).mkdir()
     (tree.path / "layers/mine").mkdir()
+    for name in ("other", "gone"):
+        (tree.path / "containers" / name).mkdir()
+    (tree.path / "containers/gone").rmdir()
     cut = btrfs_dir / "cut.tar"
     (btrfs_dir / "hello").write_bytes(os.urandom(100_000))
     subprocess.run(["tar", "-C", btrfs_dir, "-cf", cut, "hello"], check=True)
