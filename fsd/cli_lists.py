@@ -12,6 +12,7 @@ from fsd.cli_rows import (
     SHORT,
     OfCatalog,
     age,
+    by_name,
     first_name,
     parsed,
     print_rows,
@@ -94,7 +95,7 @@ def _listing(args: argparse.Namespace, table: str, columns: dict[str, Callable[[
     if args.quiet and not args.json:
         print("".join(f"{row['id']}\n" for row in rows), end="")
     elif args.json or rows or not args.name:
-        print_rows(args, rows, columns)
+        print_rows(args, rows if args.json or table != "images" else by_name(rows), columns)
     return 1 if missing else 0
 
 

@@ -43,6 +43,11 @@ def first_name(row: Row) -> str:
     return str(row["names"][0]) if row["names"] else NONE
 
 
+def by_name(rows: Iterable[Row]) -> list[Row]:
+    """A row for each name of an object, as podman lists images."""
+    return [row | {"names": names} for row in rows for names in [[name] for name in row["names"]] or [[]]]
+
+
 def short_id(row: Row) -> str:
     """The beginning of its ID."""
     return str(row["id"])[:SHORT]

@@ -84,7 +84,7 @@ VERBS = (
         "images",
         LOOK,
         "cli_lists.images",
-        "list images",
+        "list images, one line a name",
         Arg("NAME", "only these; exit 1 if one does not exist", "*", IMAGE),
         of.QUIET,
         question=True,

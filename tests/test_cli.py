@@ -83,6 +83,11 @@ def test_questions_about_no_store_make_none(tmp_path):
 
 
 def test_import_lists_and_podman_runs_it(small, podman):
+    fsd(small, "tag", "small:1", "again:2")
+    listed = fsd(small, "images").stdout.splitlines()[1:]
+    assert [line.split()[0] for line in listed] == ["localhost/small:1", "localhost/again:2"]
+    assert len({line.split()[1] for line in listed}) == 1
+    fsd(small, "untag", "again:2")
     (image,) = rows(small, "images")
     assert image["names"] == ["localhost/small:1"]
     assert len(image["layers"]) == 1
