@@ -221,6 +221,13 @@ class Driver(Reconfigurable, ABC):
 
         sync_filesystem(self.path_of(layer_id))
 
+    def precedes(self, layer_id: str, fd: int) -> bool:
+        """Whether nothing done to the filesystem of an open file from now on is on the disk before a layer.
+
+        Records of the layer may then be put in place there before :meth:`settle`, which has both on the disk.
+        """
+        return False
+
     @abstractmethod
     def remove(self, layer_id: str) -> None:
         """Delete a layer and everything in it; ``LayerUnknown``, ``LayerMounted``."""

@@ -23,15 +23,15 @@ import logging
 import os
 import platform
 import stat
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from drivers import btrfs_ioctl, selinux, syscalls
+from drivers import btrfs_commits, btrfs_ioctl, selinux, syscalls
 from drivers.base import DEFAULT_CREATION, DEFAULT_MOUNT, Capabilities, Driver, check_layer_id, first_with
 from drivers.btrfs_aside import BtrfsAside
 from drivers.btrfs_changes import BtrfsChanges
 from drivers.btrfs_freed import freed
+from drivers.btrfs_home import age, make_private, require_btrfs, require_same_filesystem
 from drivers.btrfs_quota import Quotas
 from drivers.btrfs_removal import Remover, destroy_tree
 from drivers.btrfs_snapshots import BtrfsSnapshots
@@ -43,7 +43,6 @@ from drivers.errors import (
     LayerMounted,
     LayerUnknown,
     NotSupported,
-    PrerequisitesMissing,
 )
 from drivers.options import parse_size, reject_unknown
 from drivers.processes import is_alive, private_name
@@ -78,9 +77,9 @@ class BtrfsDriver(BtrfsChanges, Driver):
     def __init__(self, home: Path, options: Mapping[str, str] | None = None) -> None:
         super().__init__(home, options)
         _parse_options(self.options)
-        _require_btrfs(home)
+        require_btrfs(home)
         for split in self.homes[1:]:
-            _require_same_filesystem(home, split)
+            require_same_filesystem(home, split)
         self._prepare()
         self.quotas = Quotas(home)
         self.take_options(self.options)
@@ -91,6 +90,8 @@ class BtrfsDriver(BtrfsChanges, Driver):
         self._snapshots = BtrfsSnapshots(self)
         self._uncommitted: set[str] = set()
         """Layers made or altered by us of which the disk need not know yet."""
+        self._leading: set[str] = set()
+        """Those of them that get to the disk before all that was done after them."""
 
     def take_options(self, options: Mapping[str, str]) -> None:
         """Use other options; see the base class. Quotas once switched on stay so."""
@@ -108,7 +109,7 @@ class BtrfsDriver(BtrfsChanges, Driver):
         for home in self.homes:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
             if home == self.home:
-                _make_private(home)
+                make_private(home)
             (home / "subvolumes").mkdir(mode=0o700, exist_ok=True)
             for scratch in (home / "fsd" / "tmp", *([self.older] if home == self.home else [])):
                 try:
@@ -121,7 +122,7 @@ class BtrfsDriver(BtrfsChanges, Driver):
     def _sweep(self, scratch: Path) -> None:
         """Remove copies a crash left; a young one may be of a process this one cannot see."""
         for left in scratch.iterdir():
-            if is_alive(left.name) or _age(left) < _SCRATCH_AGE:
+            if is_alive(left.name) or age(left) < _SCRATCH_AGE:
                 continue
             try:
                 destroy_tree(left)
@@ -192,7 +193,7 @@ class BtrfsDriver(BtrfsChanges, Driver):
         try:
             self.update_id_map(layer_id, template_mappings, creation.mappings)
         except BaseException:
-            self._discard(layer_id)
+            self._discard(layer_id, self.path_of(layer_id))
             raise
 
     def _requested_size(self, creation: Creation) -> int:
@@ -207,27 +208,58 @@ class BtrfsDriver(BtrfsChanges, Driver):
         path = self.path_of(layer_id)
         if creation.in_image_store and not os.path.lexists(path):
             path = self._directories[-1] / layer_id
-        self._make_subvolume(path, source)
+        made = path if source is not None else self._make_aside(path, creation)
+        if source is not None:
+            self._make_snapshot(path, source)
         if source is None or size or creation.mount_label:  # a mere snapshot is committed when it is made
             self._uncommitted.add(layer_id)
         try:
-            if source is None:
-                os.chmod(path, 0o555)
-                if creation.mappings:
-                    os.chown(path, *creation.mappings.root)
             if size:
-                self.quotas.set_limit(layer_id, path, size)
-            selinux.relabel(path, creation.mount_label)
+                self.quotas.set_limit(layer_id, made, size)
+            selinux.relabel(made, creation.mount_label)
+            if made != path:
+                self._put_in_place(made, path)
         except BaseException:
-            self._discard(layer_id)
+            self._discard(layer_id, made if os.path.lexists(made) else path)
             raise
 
-    def _make_subvolume(self, path: Path, source: Path | None) -> None:
+    def _make_aside(self, path: Path, creation: Creation) -> Path:
+        """An empty subvolume on its way to ``path``."""
+        if os.path.lexists(path):
+            raise LayerExists(f"layer {path.name} exists at {path}")
+        made = self.scratch_path(path)
+        made.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        btrfs_ioctl.create_subvolume(made.parent, made.name)
         try:
-            if source is None:
-                btrfs_ioctl.create_subvolume(path.parent, path.name)
-            else:
-                btrfs_ioctl.snapshot(source, path.parent, path.name)
+            os.chmod(made, 0o555)
+            if creation.mappings:
+                os.chown(made, *creation.mappings.root)
+        except BaseException:
+            destroy_tree(made)
+            raise
+        return made
+
+    def _put_in_place(self, made: Path, path: Path) -> None:
+        """Give a subvolume its name.
+
+        When a subvolume is renamed btrfs writes no log before the next commit (``btrfs_set_log_full_commit``
+        in ``btrfs_rename``): until then fsync(2) commits all there is, for everybody. So nothing that is done
+        after it can be on the disk without it. Who is not privileged cannot move a directory that they may
+        not write to; what is changed after the move may then come later.
+        """
+        try:
+            syscalls.renameat2(made, path, syscalls.RENAME_NOREPLACE)
+            self._leading.add(path.name)
+        except FileExistsError:
+            raise LayerExists(f"layer {path.name} exists at {path}") from None
+        except PermissionError:
+            os.chmod(made, 0o755)
+            syscalls.renameat2(made, path, syscalls.RENAME_NOREPLACE)
+            os.chmod(path, 0o555)
+
+    def _make_snapshot(self, path: Path, source: Path) -> None:
+        try:
+            btrfs_ioctl.snapshot(source, path.parent, path.name)
         except btrfs_ioctl.BtrfsError as error:
             if error.errno == errno.EEXIST or os.path.lexists(path):
                 raise LayerExists(f"layer {path.name} exists at {path}") from error
@@ -235,7 +267,7 @@ class BtrfsDriver(BtrfsChanges, Driver):
                 raise NotSupported(
                     f"{source} is on another filesystem than {path.parent}: no snapshot of it can be made"
                 ) from error
-            if error.errno == errno.EINVAL and source is not None and not btrfs_ioctl.is_subvolume(source):
+            if error.errno == errno.EINVAL and not btrfs_ioctl.is_subvolume(source):
                 raise LayerUnknown(f"{source} is a plain directory, not a subvolume") from error
             raise
 
@@ -249,17 +281,29 @@ class BtrfsDriver(BtrfsChanges, Driver):
             raise LayerUnknown(f"layer {layer_id} has no subvolume at {path}") from None
         return path
 
-    def _discard(self, layer_id: str) -> None:
+    def _discard(self, layer_id: str, made: Path) -> None:
         """Remove what a failed creation made, so that its own error is the one that is seen."""
-        destroy_tree(self.path_of(layer_id))
-        self._uncommitted.discard(layer_id)
+        destroy_tree(made)
+        self._forget(layer_id)
+
+    def _forget(self, layer_id: str) -> None:
+        """Keep nothing about a layer that is gone."""
         self.quotas.forget(layer_id)
+        self._uncommitted.discard(layer_id)
+        self._leading.discard(layer_id)
 
     def settle(self, layer_id: str) -> None:
         """Commit, unless the layer is a snapshot as the kernel made it: that is on the disk already."""
         if layer_id in self._uncommitted:
             btrfs_ioctl.commit(self.subvolumes)
             self._uncommitted.discard(layer_id)
+            self._leading.discard(layer_id)
+
+    def precedes(self, layer_id: str, fd: int) -> bool:
+        """Whether it was given its name by a rename, and the file is on the same filesystem."""
+        if layer_id not in self._leading:
+            return False
+        return btrfs_commits.filesystem(fd) == btrfs_ioctl.filesystem_info(self.subvolumes).fsid
 
     def remove(self, layer_id: str) -> None:
         """Destroy the layer's subvolume, those nested in it, and then its qgroup.
@@ -272,9 +316,8 @@ class BtrfsDriver(BtrfsChanges, Driver):
             self._remover.remove(path, self.scratch_path(path))
         except FileNotFoundError:
             raise LayerUnknown(f"layer {layer_id} has no subvolume at {path}") from None
-        self.quotas.forget(layer_id)
+        self._forget(layer_id)
         self.usage.forget(layer_id)
-        self._uncommitted.discard(layer_id)
 
     # -- using -------------------------------------------------------------------------------------
 
@@ -397,6 +440,7 @@ class BtrfsDriver(BtrfsChanges, Driver):
     def update_id_map(self, layer_id: str, old: IDMappings, new: IDMappings) -> None:
         """Rewrite every owner in the layer, keeping set-ID bits, capabilities and ACLs."""
         self._uncommitted.add(layer_id)
+        self._leading.discard(layer_id)
         update_id_map(self.present(layer_id), old, new)
 
     def supports_shifting(self) -> bool:
@@ -434,46 +478,3 @@ def _parse_options(options: Mapping[str, str]) -> tuple[int, int, tuple[Path, ..
     if 0 < size < min_space:
         raise BadOption(f"btrfs.size is less than btrfs.min_space ({min_space} bytes)")
     return min_space, size, tuple(Path(text) for text in options.get("imagestore", "").split(",") if text)
-
-
-def _existing(home: Path) -> Path:
-    existing = home.parent
-    while not existing.exists():
-        existing = existing.parent
-    return existing
-
-
-def _require_btrfs(home: Path) -> None:
-    existing = _existing(home)
-    if not btrfs_ioctl.is_btrfs(existing):
-        raise PrerequisitesMissing(f"{existing} is not on a btrfs filesystem")
-
-
-def _require_same_filesystem(home: Path, split: Path) -> None:
-    places = _existing(home), _existing(split)
-    if btrfs_ioctl.is_btrfs(places[1]):
-        one, other = (btrfs_ioctl.filesystem_info(place).fsid for place in places)
-        if one == other:
-            return
-    raise NotSupported(
-        f"the image store {split.parent} is on another filesystem than the graphroot {home.parent}: "
-        "the btrfs driver makes containers as snapshots of images, which stay on one filesystem"
-    )
-
-
-def _make_private(home: Path) -> None:
-    """Bind ``home`` on itself, private, as containers/storage does; unprivileged users go without."""
-    try:
-        if not syscalls.is_mount_root(home):
-            syscalls.mount(home, home, flags=syscalls.MS_BIND)
-        syscalls.mount("none", home, flags=syscalls.MS_PRIVATE)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EACCES, errno.EINVAL):
-            raise
-
-
-def _age(path: Path) -> float:
-    """Seconds since a subvolume was made; anything else is as old as can be."""
-    if not btrfs_ioctl.is_subvolume(path):
-        return float("inf")
-    return time.time() - btrfs_ioctl.subvolume_info(path).created_ns / 1e9

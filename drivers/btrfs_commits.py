@@ -15,6 +15,7 @@ import fcntl
 import struct
 import sys
 from typing import Final
+from uuid import UUID
 
 START_SYNC: Final = 0x80089418
 """Begin to commit what is not on the disk; tells which commit that is."""
@@ -31,6 +32,13 @@ _FEATURES_ASKED: Final = bytes(24)
 _NEVER: Final = 2**63
 _FIEMAP_WHOLE: Final = struct.pack("=QQLLLL", 0, 2**64 - 1, 1, 0, 0, 0)
 """``struct fiemap`` for the whole file with ``FIEMAP_FLAG_SYNC`` and no room for an answer."""
+
+
+def filesystem(fd: int) -> UUID | None:
+    """Which btrfs a file is on; ``None`` if it is on none."""
+    if not commits(fd):
+        return None
+    return UUID(bytes=fcntl.ioctl(fd, FS_INFO, _FS_INFO_ASKED)[16:32])
 
 
 def commits(fd: int) -> bool:

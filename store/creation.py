@@ -292,7 +292,10 @@ class Creations(AutomaticMappings):
         top: Layer | None,
         options: ContainerOptions,
     ) -> None:
-        """Write both records, make the tree, and only then let anybody see the records."""
+        """Write both records, make the tree, and only then let anybody see the records.
+
+        An empty tree and the records' names are on the disk by one commit, a copy takes a second.
+        """
         saving = Saving(undo)
         tx.layers.add(layer)
         saving.add(tx.layers)
@@ -302,7 +305,7 @@ class Creations(AutomaticMappings):
         how = LayerOptions(storage_opts=options.storage_opts)
         self.grow_tree(tx.layers, undo, layer, top, layer.mappings, True, how)
         undo.callback(self._forget_layer, tx.layers, layer.id, saving)
-        saving.publish()
+        saving.publish(self.driver, layer.id)
 
     def _forget_layer(self, draft: LayerDraft, layer_id: str, saving: Saving) -> None:
         if saving.begun:

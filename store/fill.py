@@ -235,7 +235,7 @@ def _exchange(store: Store, tables: Transaction, container_id: str, source: Sour
         saving.settle()
         undo.callback(_undo, store, tables, new, old, container, saving)
         _copy(store, tables, source, new, old, container)
-        saving.publish()
+        saving.publish(store.driver, new)
         undo.pop_all()
     _remove(store, old.id)
     return filled
@@ -298,7 +298,6 @@ def _copy(
         )
     else:
         store.driver.create_read_write(new, source.parent or None, creation)
-    store.driver.settle(new)
 
 
 def _undo(

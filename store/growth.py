@@ -82,7 +82,9 @@ class Growth(Queries):
         """
         draft.check_id_free(layer.id)
         draft.check_names(layer.names)
-        return self.grow_tree(draft, undo, layer, base, mappings, writeable, options)
+        layer = self.grow_tree(draft, undo, layer, base, mappings, writeable, options)
+        self.driver.settle(layer.id)
+        return layer
 
     def grow_tree(
         self,
@@ -94,7 +96,10 @@ class Growth(Queries):
         writeable: bool,
         options: LayerOptions,
     ) -> Layer:
-        """:meth:`grow_layer` for a record that was checked before, and may be in the draft already."""
+        """:meth:`grow_layer` for a record that was checked before, and may be in the draft already.
+
+        The tree is not on the disk yet.
+        """
         creation = Creation(
             mount_label=layer.mount_label,
             storage_opts=options.storage_opts,
@@ -113,9 +118,7 @@ class Growth(Queries):
             self._replace_orphan(layer.id)
             return self.grow_tree(draft, undo, layer, base, mappings, writeable, options)
         undo.callback(self.driver.remove, layer.id)
-        layer = self.adjust_owners(layer, None if options.template else base, mappings)
-        self.driver.settle(layer.id)
-        return layer
+        return self.adjust_owners(layer, None if options.template else base, mappings)
 
     def adjust_owners(self, layer: Layer, base: Layer | None, mappings: IDMappings) -> Layer:
         """Rewrite the owners a tree has from ``base`` for ``mappings``; gives the record with these."""

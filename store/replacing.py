@@ -4,7 +4,9 @@ A file alone is written, waited for and renamed (:func:`replace_file`). Several 
 tree are written first (:func:`prepare`, :func:`settle`), then the tree is made, and then all get their names
 (:func:`secure`, :func:`publish`). On btrfs that takes two commits however many files there are: one for the
 tree and the contents, one for the names. The contents cannot do with the second: should somebody fsync(2) the
-directory between a rename and that commit, a power failure then would leave the name with an empty file.
+directory between a rename and that commit, a power failure then would leave the name with an empty file. Only
+where the tree was made such that no fsync(2) gets anything to the disk without it
+(:meth:`drivers.base.Driver.precedes`) one commit is enough for all.
 
 Content that stays is not written again: it is copied from the present file, which shares the blocks where
 the filesystem can.
@@ -194,11 +196,17 @@ def secure(replacements: Sequence[Replacement]) -> None:
         btrfs_commits.commit(fd, number)
 
 
-def publish(replacements: Sequence[Replacement], placed: Callable[[Replacement], object]) -> None:
+def publish(
+    replacements: Sequence[Replacement],
+    placed: Callable[[Replacement], object],
+    commit: Callable[[], object] | None = None,
+) -> None:
     """Give secured contents their names, in order; all names are on the disk at return.
 
     Args:
         placed: called after each rename.
+        commit: puts contents and names on the disk, which cannot get there one by one. The contents need
+            to have settled only.
     """
     together: dict[int, int] = {}
     try:
@@ -209,8 +217,11 @@ def publish(replacements: Sequence[Replacement], placed: Callable[[Replacement],
                 together[made.state.device] = made.fd
             elif made.durable:
                 sync_directory(made.path.parent)
-        for fd in together.values():
-            btrfs_commits.commit(fd)
+        if commit is not None:
+            commit()
+        else:
+            for fd in together.values():
+                btrfs_commits.commit(fd)
     finally:
         for made in replacements:
             made.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -9,6 +10,7 @@ from store.records import Identified
 from store.replacing import Replacement, publish, secure, settle
 
 if TYPE_CHECKING:
+    from drivers.base import Driver
     from store.segment import Segment
     from store.table import Draft, Table
     from store.view import View
@@ -67,7 +69,7 @@ class Saving:
         saving.add(tx.layers)  # written now, seen by nobody
         saving.settle()
         ...                    # make the tree the records name
-        saving.publish()       # all of it is on the disk at return
+        saving.publish(driver, layer_id)  # all of it is on the disk at return
 
     Args:
         undo: gives up what was not published when it is unwound.
@@ -92,13 +94,21 @@ class Saving:
         for staged in self._waiting:
             settle(staged.replacements)
 
-    def publish(self) -> None:
-        """Put everything in place, in the order in which it was added.
+    def publish(self, driver: Driver, layer_id: str) -> None:
+        """Put everything in place, in the order it was added, and no record on the disk before its tree.
+
+        Args:
+            driver, layer_id: what made the tree.
 
         Raises:
             OSError: what was added after the failing one is not in place; the drafts have it unsaved.
         """
         contents = [made for staged in self._waiting for made in staged.replacements]
+        durable = [made for made in contents if made.durable]
+        commit = functools.partial(driver.settle, layer_id)
+        together = bool(durable) and all(m.commit and driver.precedes(layer_id, m.fd) for m in durable)
+        if not together:
+            commit()
         last = {id(made): staged for staged in self._waiting for made in staged.replacements[-1:]}
 
         def placed(made: Replacement) -> None:
@@ -111,10 +121,11 @@ class Saving:
             for table in {staged.table for staged in self._waiting}:
                 showing.enter_context(table.being_saved())
             try:
-                secure(contents)
+                if not together:
+                    secure(contents)
                 for staged in self._waiting:
                     staged.stamp()
-                publish(contents, placed)
+                publish(contents, placed, commit if together else None)
             except BaseException:
                 self.discard()
                 raise

@@ -13,6 +13,7 @@ import itertools
 import os
 import stat
 import subprocess
+import sys
 import tarfile
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
@@ -22,9 +23,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from drivers import btrfs_commits
 from drivers.idmap import IDMap
+from store import durable
 from store.check import CheckOptions, Kind
 from store.config import StoreOptions
+from store.fill import fill
 from store.history import History
 from store.records import Container, Image, Layer, encode
 from store.store import BigData, ContainerOptions, ImageOptions, LayerOptions, Store
@@ -184,6 +188,70 @@ def differences(store: Store, expected: dict[str, object]) -> list[str]:
     except Exception as error:  # whatever is wrong, it belongs into the list
         return [*found, repr(error)]
     return [*found, *unlike(actual, expected)]
+
+
+def making_steps(store: Store) -> None:
+    """Every way to a container that takes several names."""
+    store.create_container(names=["bare"])
+    store.create_container(names=["web"], image="img")
+    store.create_container(names=["mapped"], image="img", options=ContainerOptions(uidmap=SCALED))
+    fill(store, "bare", "img")
+
+
+@contextmanager
+def at_each_name(act: Callable[[], None]) -> Iterator[None]:
+    """Call ``act`` before every rename and commit in the block, by an audit hook (which can never go)."""
+    state = {"busy": False, "over": False}
+
+    def hook(event: str, args: tuple[object, ...]) -> None:
+        commits = event == "fcntl.ioctl" and args[1] == btrfs_commits.START_SYNC
+        if state["busy"] or state["over"] or not (event == "os.rename" or commits):
+            return
+        state["busy"] = True
+        act()
+        state["busy"] = False
+
+    sys.addaudithook(hook)
+    try:
+        yield
+    finally:
+        state["over"] = True
+
+
+@pytest.mark.parametrize("driver", ["btrfs", "vfs"])
+def test_disk_has_nothing_half_made_whoever_syncs_in_between(
+    run_dir: Path, driver: str, require: Callable[[str], None]
+) -> None:
+    """fsync(2) of a table's directory, by anybody, gets neither a record without its tree to the disk nor a
+    name without content, at whatever moment."""
+    require("btrfs")
+    name = f"power{next(_numbers)}"
+    copies: list[Path] = []
+    with loops.loop_mount(run_dir, name, mkfs=MKFS["btrfs"], size=SIZE, options="noatime") as point:
+        store = opened(point, driver)
+        store.put_layer(archive("etc"), names=["base"])
+        store.create_image(names=["img"], layer="base")
+        before = contents(store)
+
+        def sync_and_copy() -> None:
+            for table in (store.tables.layers, store.tables.containers):
+                durable.sync_directory(table.directory)
+            copies.append(run_dir / f"{name}.between.{len(copies)}.img")
+            loops.run("cp", "--sparse=always", "--reflink=auto", run_dir / f"{name}.img", copies[-1])
+
+        with at_each_name(sync_and_copy):
+            making_steps(store)
+        store.shutdown(force=True)
+    assert len(copies) > 10
+    wrong = []
+    for copy in copies:
+        with mounted_copy(copy) as home:
+            survivor = opened(home, driver)
+            found = [str(p) for p in survivor.check(CheckOptions(digests=True)) if p.kind not in UNSEEN]
+            lost = before.keys() - contents(survivor).keys()
+            wrong += [f"{copy.name}: {text}" for text in (*found, *lost)]
+            survivor.shutdown(force=True)
+    assert not wrong, "\n".join(wrong)
 
 
 def history_steps(history: History, trash: Trash) -> Iterator[str]:
