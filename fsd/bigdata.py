@@ -40,11 +40,18 @@ class BigDataItem(Kind):
         part = _part(node)
         return _read(part) if _exists(part) else b""
 
-    def open_sink(self, node: Node) -> Sink:
-        """Replaces the item."""
+    def open_sink(self, node: Node, emptied: bool) -> Sink:
+        """Replaces the item; what is not written over or cut off stays."""
         part = _part(node)
         file_name(part.name)
-        return BytesUpload(part.site, node.path, lambda data: _write(part, data))
+        sink = BytesUpload(part.site, node.path, lambda data: _write(part, data))
+        if not emptied and _exists(part):
+            try:
+                sink.write_at(0, _read(part))
+            except BaseException:
+                sink.close()
+                raise
+        return sink
 
 
 @dataclass(frozen=True)

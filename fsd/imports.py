@@ -46,7 +46,7 @@ class ImportFile(Kind):
         """Nobody needs to read back what they just wrote; asked of those only who do nothing else."""
         node.refuse(errno.EACCES, "an import can only be written; look at control/status for how it goes")
 
-    def open_sink(self, node: Node) -> Sink:
+    def open_sink(self, node: Node, emptied: bool) -> Sink:
         """Takes the archive."""
         return ImageUpload(node.subject.site, _progress(node))
 

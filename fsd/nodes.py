@@ -90,7 +90,7 @@ class Kind:
     """Seconds the kernel may keep an entry's name without asking."""
 
     takes_empty: ClassVar[bool] = False
-    """Whether a new file that nothing is written to is put to use as it is."""
+    """Whether a file may be empty: making it, or truncating it, is a command although nothing is written."""
     keeps_listing: ClassVar[bool] = False
     """Whether the kernel may keep a directory's listing as long as its time stays as it is."""
 
@@ -120,8 +120,12 @@ class Kind:
         """What an open file is read from; by default its content, rendered now."""
         return Rendered(self.content(node))
 
-    def open_sink(self, node: Node) -> Sink | None:
-        """What takes a file's worth of bytes; ``None`` where each write is one value (:meth:`accept`)."""
+    def open_sink(self, node: Node, emptied: bool) -> Sink | None:
+        """What takes a file's worth of bytes; ``None`` where each write is one value (:meth:`accept`).
+
+        Args:
+            emptied: the file was made, or truncated, by being opened.
+        """
         return None
 
     def target(self, node: Node) -> str:
@@ -237,6 +241,12 @@ class Text(Kind):
 def _lines(text: str) -> str:
     """The text with a newline at its end, unless it is empty."""
     return text + "\n" if text and text[-1] != "\n" else text
+
+
+class FreeText(Text):
+    """A text that may be empty, so that truncating the file is a command too."""
+
+    takes_empty = True
 
 
 class SlowText(Text):

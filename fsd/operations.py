@@ -13,19 +13,19 @@ import itertools
 import os
 import select
 import stat
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import pyfuse3
 import trio
 from pyfuse3 import FileHandleT, FileInfo, FUSEError, InodeT
 
-from fsd.contents import Rendered, Stream
+from fsd.contents import Stream
 from fsd.errnos import ERROR_XATTR, barrier
 from fsd.inodes import Inodes
 from fsd.listings import KeptListings, Lister, Listing, root_attributes, shown
 from fsd.naming import NAME_MAX
 from fsd.nodes import RealTree
+from fsd.opened import Opened
 from fsd.plane import PUBLISHED_HANDLE
 from fsd.processes import has_signal
 from fsd.publisher import Publisher
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from pyfuse3 import EntryAttributes, PollHandle, RequestContext
 
-    from fsd.contents import Content, Sink
     from fsd.nodes import Node
     from fsd.site import Site
     from fsd.views import Views
@@ -47,29 +46,6 @@ SIGNAL_SECONDS = 0.3
 READY = select.POLLIN | select.POLLOUT
 _GONE_AGAIN = "it was made, and removed by another process at once"
 _TRUNCATE_ONLY = ("update_mode", "update_uid", "update_gid")
-
-
-@dataclass(slots=True)
-class Opened:
-    """An open synthetic file: what it is read from, and the work its writes asked for.
-
-    ``working`` is held while the work is done, and ``failure`` is kept: a process that forks flushes the
-    file once for each copy of the descriptor, and every one of them is told how it went. A ``sink`` takes
-    what is written where that is more than one value; ``fresh`` says that it has not been applied yet.
-    """
-
-    node: Node
-    inode: InodeT
-    pid: int
-    uid: int
-    append: bool
-    impatient: bool = False
-    content: Content = field(default_factory=lambda: Rendered(b""))
-    sink: Sink | None = None
-    fresh: bool = False
-    work: list[Callable[[], object]] = field(default_factory=list)
-    working: trio.Lock = field(default_factory=trio.Lock)
-    failure: Exception | None = None
 
 
 @barrier
@@ -126,14 +102,33 @@ class Operations(pyfuse3.Operations):
         """
         node = self._node(inode)
         opened = self._handles.get(fh) if fh is not None else None
-        sink = opened.sink if isinstance(opened, Opened) else None
-        if sink is not None and fields.update_size:
-            await self._work(sink.truncate, attr.st_size)
+        takes_size = node.kind.takes_empty or (isinstance(opened, Opened) and opened.sink is not None)
+        if fields.update_size and takes_size:
+            await self._truncate(node, inode, opened, attr.st_size, ctx)
         elif not node.kind.takes_attributes and (
             not node.kind.writable or any(getattr(fields, name) for name in _TRUNCATE_ONLY)
         ):
             node.refuse(errno.EPERM, "mode, owner and times of this entry are fsd's own")
         return await self._attributes(node)
+
+    async def _truncate(
+        self,
+        node: Node,
+        inode: InodeT,
+        opened: Opened | Listing | None,
+        size: int,
+        ctx: RequestContext,
+    ) -> None:
+        """Cut an open file; one that is not open by its handle is opened for that, and closed."""
+        if isinstance(opened, Opened):
+            await opened.truncate(size, self._work)
+            return
+        opened = await self._opened(node, inode, os.O_WRONLY, ctx)
+        try:
+            await opened.truncate(size, self._work)
+            await opened.flush(self._work, last=True)
+        finally:
+            await opened.close(self._work)
 
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> bytes:
         """Target of a symlink."""
@@ -240,8 +235,7 @@ class Operations(pyfuse3.Operations):
         """Make a file, where the directory takes new ones."""
         parent = self._node(parent_inode)
         node = await self._work(parent.kind.create, parent, _entry_name(name), True)
-        opened = await self._opened(node, self.inodes.number(node), flags, ctx)
-        opened.fresh = opened.sink is not None and node.kind.takes_empty
+        opened = await self._opened(node, self.inodes.number(node), flags | os.O_TRUNC, ctx)
         entry = await self._entry(node)
         return FileInfo(fh=self._open(opened), direct_io=True), entry
 
@@ -288,7 +282,9 @@ class Operations(pyfuse3.Operations):
         opened = Opened(node, inode, ctx.pid, ctx.uid, bool(flags & os.O_APPEND))
         opened.impatient = bool(flags & os.O_NONBLOCK)
         if flags & os.O_ACCMODE != os.O_RDONLY:
-            opened.sink = await self._call(node, node.kind.open_sink)
+            opened.sink = await self._call(node, node.kind.open_sink, bool(flags & os.O_TRUNC))
+            if flags & os.O_TRUNC:
+                opened.begin_empty()
         if flags & os.O_ACCMODE == os.O_RDONLY or (flags & os.O_ACCMODE == os.O_RDWR and _readable(node)):
             opened.content = await self._call(node, node.kind.open_content)
         return opened
@@ -314,33 +310,13 @@ class Operations(pyfuse3.Operations):
 
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
         """One whole value: checked now, done when the file is flushed. A sink takes the bytes."""
-        opened = cast("Opened", self._handles[fh])
-        node = opened.node
-        if opened.sink is not None:
-            await self._work(opened.sink.write_at, off, bytes(buf))
-            opened.fresh, opened.failure = True, None
-            return len(buf)
-        work = await self._work(node.kind.accept, node, bytes(buf), opened.append)
-        opened.work.append(work)
-        opened.failure = None
+        await cast("Opened", self._handles[fh]).write(off, bytes(buf), self._work)
         return len(buf)
 
     async def flush(self, fh: FileHandleT) -> None:
         """Do what the writes asked for; ``close`` reports a failure."""
         opened = cast("Opened", self._handles[fh])
-        async with opened.working:
-            if opened.sink is not None and opened.fresh:
-                opened.work, opened.fresh = [opened.sink.apply], False
-            if not opened.work and opened.failure is None:
-                return
-            while opened.work and opened.failure is None:
-                try:
-                    await self._work(opened.work.pop(0))
-                except Exception as exc:
-                    opened.failure = exc
-                    opened.work.clear()
-            if opened.failure is not None:
-                raise opened.failure
+        if await opened.flush(self._work):
             await self._replaced(opened.node)
 
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
@@ -350,13 +326,7 @@ class Operations(pyfuse3.Operations):
 
     async def release(self, fh: FileHandleT) -> None:
         """Close a file."""
-        opened = cast("Opened", self._handles.pop(fh))
-        if opened.sink is not None:
-            await self._work(opened.sink.close)
-        if opened.content.blocking:
-            await trio.to_thread.run_sync(opened.content.close)
-        else:
-            opened.content.close()
+        await cast("Opened", self._handles.pop(fh)).close(self._work)
 
     # -- extended attributes -------------------------------------------------------------------
 

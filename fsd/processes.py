@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import os
+
 _PENDING = (b"SigPnd:", b"ShdPnd:")
 _BLOCKED = (b"SigBlk:", b"SigIgn:")
+_STAT_FLAGS, _STAT_EXIT_CODE = 9 - 3, 52 - 3
+"""Fields of ``/proc/PID/stat``, counted after the command's name, which is the second of them."""
+_PF_EXITING = 0x4
+"""<linux/sched.h>; descriptors are closed after it is set, and the exit code too."""
+_SIGNAL = 0x7F
+"""The part of an exit code that is the signal."""
 
 
 def has_signal(pid: int) -> bool:
@@ -24,3 +32,35 @@ def sum_of(masks: dict[bytes, int], names: tuple[bytes, ...]) -> int:
     for name in names:
         found |= masks.get(name, 0)
     return found
+
+
+def holds_to_write(pid: int, inode: int) -> bool:
+    """Whether a process has an inode open for writing, as far as that can be seen (Linux 5.14)."""
+    wanted = b"ino:\t%d\n" % inode
+    try:
+        names = os.listdir(f"/proc/{pid}/fdinfo")
+    except OSError:
+        return False
+    for name in names:
+        try:
+            with open(f"/proc/{pid}/fdinfo/{name}", "rb") as file:
+                lines = file.readlines()
+        except OSError:  # it is closed meanwhile
+            continue
+        if wanted in lines and _flags(lines) & os.O_ACCMODE != os.O_RDONLY:
+            return True
+    return False
+
+
+def _flags(lines: list[bytes]) -> int:
+    return next((int(line.split()[1], 8) for line in lines if line.startswith(b"flags:")), 0)
+
+
+def was_killed(pid: int) -> bool:
+    """Whether a process is ending because of a signal; false where that cannot be seen."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return False
+    return bool(int(fields[_STAT_FLAGS]) & _PF_EXITING and int(fields[_STAT_EXIT_CODE]) & _SIGNAL)

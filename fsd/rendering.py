@@ -19,6 +19,7 @@ from fsd.nodes import (
     Directory,
     DirectoryKind,
     Flag,
+    FreeText,
     Link,
     RealTree,
     SlowText,
@@ -38,7 +39,7 @@ INNER_MAX = 128
 """Entries of an inner directory that is rendered too; a longer one is left to be listed by itself."""
 _GONE = (OSError, LookupError, StoreError, DriverError)
 _LISTED = int(LISTED_SECONDS * 1000)
-_TEXTS = (Text, SlowText)
+_TEXTS = (Text, FreeText, SlowText)
 _ID_SIZE = 8
 _FLAGS = ENTRY.size - 4
 

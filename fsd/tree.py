@@ -24,7 +24,7 @@ from fsd.events import EventFile
 from fsd.health import health
 from fsd.images import IMAGE_TAR, Layout
 from fsd.metrics import metrics
-from fsd.nodes import Directory, Flag, Link, Many, Node, RealTree, SlowText, Text, UnseenText
+from fsd.nodes import Directory, Flag, FreeText, Link, Many, Node, RealTree, SlowText, Text, UnseenText
 from fsd.removed import (
     OrphanTable,
     Removed,
@@ -58,7 +58,7 @@ LAYER = Directory(
         "children": Children(),
         "used-by": Many(r.used_by, LINK),
         "created": Text(lambda s: s.record.created),
-        "metadata": Text(lambda s: s.record.metadata, set_metadata),
+        "metadata": FreeText(lambda s: s.record.metadata, set_metadata),
         "flags": Text(r.flags, length=r.flags_length),
         "mount-label": Text(lambda s: s.record.mount_label),
         "read-only": Text(lambda s: r.yes_no(s.record.read_only)),
@@ -90,7 +90,7 @@ IMAGE = Directory(
         "digest": Text(lambda s: s.record.digest),
         "digests": Text(r.image_digests),
         "created": Text(lambda s: s.record.created),
-        "metadata": Text(lambda s: s.record.metadata, set_metadata),
+        "metadata": FreeText(lambda s: s.record.metadata, set_metadata),
         "size": Text(r.image_size),
         "json": Text(r.record_json, length=r.record_json_length),
         "layer": Link(r.top_layer),
@@ -126,7 +126,7 @@ CONTAINER = Directory(
         "id": Text(lambda s: s.id),
         "names": Text(lambda s: r.lines(s.record.names), set_names),
         "created": Text(lambda s: s.record.created),
-        "metadata": Text(lambda s: s.record.metadata, set_metadata),
+        "metadata": FreeText(lambda s: s.record.metadata, set_metadata),
         "flags": Text(r.flags, length=r.flags_length),
         "json": Text(r.record_json, length=r.record_json_length),
         "image": Link(r.image_of_container),

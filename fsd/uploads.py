@@ -1,8 +1,9 @@
 """Files people copy into the tree: layer archives, image archives, big data.
 
 What is written goes to an unnamed file on the store's filesystem, and is put to use when the file is
-closed. A process that forks closes its copy of the descriptor in the middle; the work is then done with what
-is there so far, most often fails, and is done again with everything. A failure leaves nothing behind.
+closed (:mod:`fsd.opened`). Where that happens in the middle, because another process than the one that
+opened it closes its copy of the descriptor, and that cannot be seen, the work is done with what is there,
+most often fails, and is done again with everything. A failure leaves nothing behind.
 """
 
 from __future__ import annotations

@@ -63,6 +63,6 @@ class LargeFile(Kind):
         """The content of one handle."""
         return self.opened(node.subject)
 
-    def open_sink(self, node: Node) -> Sink | None:
+    def open_sink(self, node: Node, emptied: bool) -> Sink | None:
         """What takes the bytes written through one handle."""
         return None if self.sink is None else self.sink(node.subject)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import re
 import threading
@@ -318,7 +319,15 @@ class StoreCore:
         removed = draft.view.incomplete
         for layer_id in removed:
             self.discard_layer(draft, draft.view.by_id[layer_id])
+            with suppress(BadLayerID):
+                self.driver.path_of(layer_id)
+                self.drop_half_written(self.tar_split_path(layer_id))
         return list(removed)
+
+    def drop_half_written(self, path: Path) -> None:
+        """Remove what a process that was killed had written of a file; nobody else may be writing it."""
+        for left in path.parent.glob(f".tmp-{glob.escape(path.name)}*"):
+            left.unlink(missing_ok=True)
 
     def discard_layer(self, draft: LayerDraft, layer: Layer) -> None:
         """Remove a layer whose record is already flagged incomplete: content, files, record; then save.

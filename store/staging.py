@@ -211,6 +211,7 @@ class Staging(Growth):
             with suppress(LockTimeout), LockFile(path).writing(0.0):
                 self._remove_tree(layer_id)
                 self.tar_split_path(layer_id).unlink(missing_ok=True)
+                self.drop_half_written(self.tar_split_path(layer_id))
                 path.unlink(missing_ok=True)
                 removed.append(layer_id)
         return removed

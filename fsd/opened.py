@@ -1,0 +1,125 @@
+"""An open synthetic file: what is read from it, and the work that writing to it asks for.
+
+The kernel flushes a file whenever somebody closes a copy of its descriptor, which a shell does as soon as it
+has made the copy a command writes to. What a sink took is put to use when the process that opened the file
+has no descriptor of it any more, so once, and only what is there at the end. What a process had copied in
+when a signal ended it is thrown away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from fsd.contents import Rendered
+from fsd.processes import holds_to_write, was_killed
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from pyfuse3 import InodeT
+
+    from fsd.contents import Content, Sink
+    from fsd.nodes import Node
+
+    Run = Callable[..., Awaitable[Any]]
+    """Calls a function with its arguments in a worker thread."""
+
+
+@dataclass(slots=True)
+class Opened:
+    """An open synthetic file: what it is read from, and the work its writes asked for.
+
+    ``working`` is held while the work is done, and ``failure`` is kept: a process that forks flushes the
+    file once for each copy of the descriptor, and every one of them is told how it went. A ``sink`` takes
+    what is written where that is more than one value; ``fresh`` says that it has not been applied yet.
+    ``emptied`` says of another file that it was truncated and nothing was written since.
+    """
+
+    node: Node
+    inode: InodeT
+    pid: int
+    uid: int
+    append: bool
+    impatient: bool = False
+    content: Content = field(default_factory=lambda: Rendered(b""))
+    sink: Sink | None = None
+    fresh: bool = False
+    emptied: bool = False
+    work: list[Callable[[], object]] = field(default_factory=list)
+    working: trio.Lock = field(default_factory=trio.Lock)
+    failure: Exception | None = None
+
+    def begin_empty(self) -> None:
+        """It was made, or truncated by whoever opened it: that alone is a command where it may be empty."""
+        self.fresh = self.node.kind.takes_empty and self.sink is not None
+        self.emptied = self.node.kind.takes_empty and self.sink is None
+
+    async def write(self, offset: int, data: bytes, run: Run) -> None:
+        """Give data to the sink; without one they are a value, which is checked now."""
+        try:
+            if self.sink is not None:
+                await run(self.sink.write_at, offset, data)
+            else:
+                self.work.append(await run(self.node.kind.accept, self.node, data, self.append))
+        except BaseException:
+            self.fresh = self.emptied = False  # whoever was refused a part wants nothing of the rest
+            raise
+        self.fresh, self.emptied, self.failure = self.sink is not None, False, None
+
+    async def truncate(self, size: int, run: Run) -> None:
+        """Cut what was given to the sink; without one only a file that may be empty takes notice."""
+        if self.sink is not None:
+            await run(self.sink.truncate, size)
+            self.fresh = self.fresh or self.node.kind.takes_empty
+        elif self.node.kind.takes_empty and size == 0:
+            self.work.clear()
+            self.emptied = True
+
+    async def flush(self, run: Run, *, last: bool = False) -> bool:
+        """Do what was asked for, if anything was; raises what went wrong, again for each flush.
+
+        Args:
+            last: nobody has a descriptor any more.
+        """
+        async with self.working:
+            if self.fresh or self.emptied:
+                await self._decide(run, last=last)
+            if not self.work and self.failure is None:
+                return False
+            while self.work and self.failure is None:
+                try:
+                    await run(self.work.pop(0))
+                except Exception as exc:
+                    self.failure = exc
+                    self.work.clear()
+            if self.failure is not None:
+                raise self.failure
+            return True
+
+    async def _decide(self, run: Run, *, last: bool) -> None:
+        """Turn what was written or truncated into work, unless more will come or it is not wanted."""
+        if not last and await trio.to_thread.run_sync(holds_to_write, self.pid, self.inode):
+            return
+        if self.sink is None:
+            self.emptied = False
+            self.work.append(await run(self.node.kind.accept, self.node, b"", False))
+            return
+        self.fresh = False
+        if not await trio.to_thread.run_sync(was_killed, self.pid):
+            self.work = [self.sink.apply]
+
+    async def close(self, run: Run) -> None:
+        """Nobody has it open any more; what was not put to use by then, because two were writing, is now."""
+        try:
+            if self.fresh or self.emptied:
+                await self.flush(run, last=True)
+        finally:
+            if self.sink is not None:
+                await run(self.sink.close)
+            if self.content.blocking:
+                await trio.to_thread.run_sync(self.content.close)
+            else:
+                self.content.close()
