@@ -106,6 +106,33 @@ static int btrfs_limit(int fd, uint64_t qgroupid, uint64_t flags, uint64_t max_r
     return btrfs_call(fd, BTRFS_IOC_QGROUP_LIMIT, &args);
 }
 
+static int has_nested(int fd)
+{
+    struct btrfs_ioctl_get_subvol_rootref_args found;
+    memset(&found, 0, sizeof found);
+    int error = btrfs_call(fd, BTRFS_IOC_GET_SUBVOL_ROOTREF, &found);
+    return error == -EOVERFLOW ? 1 : error < 0 ? error : found.num_items > 0;
+}
+
+/* Whether a subvolume is a copy of another, neither was written since, and neither holds others. */
+static int btrfs_is_untouched(int copy, int source)
+{
+    static const __u8 none[BTRFS_UUID_SIZE];
+    struct btrfs_ioctl_get_subvol_info_args new, old;
+    int error = btrfs_call(copy, BTRFS_IOC_GET_SUBVOL_INFO, &new);
+    if (error >= 0)
+        error = btrfs_call(source, BTRFS_IOC_GET_SUBVOL_INFO, &old);
+    if (error < 0)
+        return error;
+    if (!memcmp(old.uuid, none, sizeof none) || memcmp(new.parent_uuid, old.uuid, sizeof none) ||
+        new.ctransid >= new.otransid || old.ctransid >= new.otransid)
+        return 0;
+    int nested = has_nested(copy);
+    if (!nested)
+        nested = has_nested(source);
+    return nested < 0 ? nested : !nested;
+}
+
 /* With a zero count the kernel neither queues nor waits; sizes here are those of the fixed part. */
 static size_t search_args_size(void) { return sizeof(struct btrfs_ioctl_search_args_v2); }
 static size_t search_header_size(void) { return sizeof(struct btrfs_ioctl_search_header); }
@@ -221,6 +248,7 @@ struct btrfs_ioctl_quota_rescan_args { uint64_t flags; uint64_t progress; ...; }
 struct btrfs_ioctl_subvol_wait { uint64_t subvolid; uint32_t mode; uint32_t count; };
 
 static int btrfs_call(int fd, unsigned long request, void *argument);
+static int btrfs_is_untouched(int copy, int source);
 static int btrfs_send(int fd, int write_fd, uint64_t parent, uint64_t *clones, uint64_t clone_count,
                       uint64_t flags, uint32_t version);
 static int btrfs_limit(int fd, uint64_t qgroupid, uint64_t flags, uint64_t max_rfer, uint64_t max_excl);

@@ -23,6 +23,7 @@ import logging
 import os
 import platform
 import stat
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from drivers.idmap import IDMappings
 
 _log = logging.getLogger(__name__)
+_OPENED = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _SCRATCH_AGE = 60.0
 """Seconds a copy in ``fsd/tmp`` or ``fsd/older`` is left alone; a restore takes milliseconds."""
 
@@ -157,6 +159,19 @@ class BtrfsDriver(BtrfsChanges, Driver):
             except (FileNotFoundError, NotADirectoryError):
                 pass
         raise LayerUnknown(f"layer {layer_id} has no subvolume at {path}")
+
+    @contextmanager
+    def opened(self, layer_id: str) -> Iterator[int]:
+        """A descriptor of the directory of a layer that exists; raises as :meth:`present`."""
+        check_layer_id(layer_id)
+        try:  # where most are, without a look before
+            fd = os.open(f"{self._directories[0]}/{layer_id}", _OPENED)
+        except OSError:
+            fd = os.open(self.present(layer_id), _OPENED)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     # -- making and removing -----------------------------------------------------------------------
 

@@ -35,6 +35,7 @@ from drivers.tarwriter import open_diff
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from drivers.base import Change, Compared
@@ -172,6 +173,10 @@ class BtrfsChanges(NaiveDiff):
         """The directory of a layer that exists; ``BadLayerID``, ``LayerUnknown``."""
 
     @abstractmethod
+    def opened(self, layer_id: str) -> AbstractContextManager[int]:
+        """A descriptor of the directory of a layer that exists; raises as :meth:`present`."""
+
+    @abstractmethod
     def scratch_path(self) -> Path:
         """A place for a temporary copy that no one else uses."""
 
@@ -250,15 +255,8 @@ class BtrfsChanges(NaiveDiff):
 
     def is_untouched(self, layer_id: str, parent: str) -> bool:
         """Whether neither was written since one was copied from the other, by their root items."""
-        with (
-            btrfs_ioctl.opened(self.present(layer_id)) as side,
-            btrfs_ioctl.opened(self.present(parent)) as other,
-        ):
-            new, old = btrfs_ioctl.subvolume_info(side), btrfs_ioctl.subvolume_info(other)
-            if new.parent_uuid != old.uuid or max(new.ctransid, old.ctransid) >= new.otransid:
-                return False
-            nested = btrfs_tree.nested_subvolumes
-            return not nested(side, new.id) and not nested(other, old.id)
+        with self.opened(layer_id) as side, self.opened(parent) as other:
+            return btrfs_ioctl.is_untouched(side, other)
 
     @contextmanager
     def _compared(

@@ -159,6 +159,14 @@ def _subvolume_info(place: Place) -> Any:
     return raw
 
 
+def is_untouched(copy: int, source: int) -> bool:
+    """Whether a subvolume is a copy of another, neither was written since, and neither holds others.
+
+    Takes descriptors; by their root items (GET_SUBVOL_INFO, GET_SUBVOL_ROOTREF), without privilege.
+    """
+    return bool(checked(lib.btrfs_is_untouched(copy, source), "BTRFS_IOC_GET_SUBVOL_INFO"))
+
+
 def _uuid(raw: Any) -> UUID | None:
     data = bytes(raw)
     return UUID(bytes=data) if any(data) else None

@@ -126,7 +126,7 @@ class BtrfsSnapshots(Snapshots):
         That is ``ctransid``, which a snapshot inherits: taking one raises the source's ``generation``
         although nothing changed. Data not yet written may still raise it, hence ``settle``.
         """
-        with btrfs_ioctl.opened(self._driver.present(layer_id)) as fd:
+        with self._driver.opened(layer_id) as fd:
             if settle:
                 self._flusher.settle(fd)
             return btrfs_ioctl.ctransid(fd)

@@ -370,3 +370,30 @@ def test_mount_root_is_told_from_a_directory(btrfs_dir: Path) -> None:
         assert syscalls.is_mount_root(btrfs_dir / "point")
     finally:
         syscalls.umount(btrfs_dir / "point")
+
+
+# -- untouched copies --------------------------------------------------------------------------
+
+
+def is_untouched(copy: Path, source: Path) -> bool:
+    with btrfs_ioctl.opened(copy) as new, btrfs_ioctl.opened(source) as old:
+        return btrfs_ioctl.is_untouched(new, old)
+
+
+def test_copy_is_untouched_until_something_is_written_on_either_side(subvolume: Path) -> None:
+    place = subvolume.parent
+    btrfs_ioctl.sync(place)
+    for written in (place / "copy", subvolume):
+        btrfs_ioctl.snapshot(subvolume, place, "copy")
+        assert is_untouched(place / "copy", subvolume)
+        assert not is_untouched(subvolume, place / "copy")
+        (written / "new").touch()
+        btrfs_ioctl.sync(place)
+        assert not is_untouched(place / "copy", subvolume)
+        btrfs_ioctl.destroy(place, "copy")
+
+
+def test_subvolume_that_is_no_copy_is_not_untouched(subvolume: Path) -> None:
+    btrfs_ioctl.create_subvolume(subvolume.parent, "other")
+    assert not is_untouched(subvolume.parent / "other", subvolume)
+    assert not is_untouched(subvolume, subvolume)
