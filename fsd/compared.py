@@ -10,7 +10,7 @@ from urllib.parse import unquote
 from fsd.contents import Rendered
 from fsd.diffs import Pair, exact_archive, has_exact_archive
 from fsd.nodes import DirectoryKind
-from fsd.site import ContainerSubject, ImageSubject, LayerSubject, PartSubject, Subject
+from fsd.site import ContainerSubject, ImageSubject, LayerSubject, ObjectSubject, PartSubject, Subject
 from fsd.uploads import LayerUpload
 from fsd.virtual import LargeFile
 from store.comparison import Side, history_side, side_of
@@ -61,10 +61,13 @@ def pair_of(subject: Subject) -> Pair:
 
 def _sizes(subject: Subject) -> Sizes:
     """Sizes of both files; a listing asks for them one after the other."""
-    site, pair = subject.site, pair_of(subject)
-    return site.live.once(
-        ("differences", pair.key), lambda: site.diffs.sizes(pair, final=not is_written(subject))
-    )
+    site = subject.site
+    own = (subject.table, subject.id) if isinstance(subject, ObjectSubject) else pair_of(subject).key
+
+    def find() -> Sizes:
+        return site.diffs.sizes(pair_of(subject), final=not is_written(subject))
+
+    return site.live.once(("differences", own), find)
 
 
 def _changes_size(subject: Subject) -> int:

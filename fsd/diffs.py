@@ -258,7 +258,7 @@ def exact_archive(store: Store, layer: Layer) -> Content | None:
 
 def has_exact_archive(store: Store, layer: Layer) -> bool:
     """Whether :func:`exact_archive` gives one."""
-    return bool(layer.diff_digest and _tar_split(store, layer))
+    return bool(layer.diff_digest) and store.has_tar_split(layer.id)
 
 
 def _tar_split(store: Store, layer: Layer) -> str:

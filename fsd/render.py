@@ -188,7 +188,8 @@ def image_size(image: ImageSubject) -> str:
 def _item(image: ImageSubject, name: str) -> bytes:
     if name not in image.record.big_data_names:
         return b""
-    return image.site.store.image_big_data(image.id, name)
+    site = image.site
+    return site.live.once(("item", image.id, name), lambda: site.store.image_big_data(image.id, name))
 
 
 def manifest(image: ImageSubject) -> str:

@@ -8,9 +8,10 @@ many entries need is looked up once.
 from __future__ import annotations
 
 import os
+import zlib
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from drivers.errors import DriverError
 from fsd.nodes import (
@@ -32,6 +33,8 @@ from fsd.virtual import LargeFile
 from store.errors import StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from fsd.nodes import Kind, Node
     from fsd.site import ObjectSubject, Subject
 
@@ -42,6 +45,7 @@ _LISTED = int(LISTED_SECONDS * 1000)
 _TEXTS = (Text, FreeText, SlowText)
 _ID_SIZE = 8
 _FLAGS = ENTRY.size - 4
+_pack = ENTRY.pack
 
 
 @dataclass(slots=True)
@@ -92,13 +96,25 @@ def rendered(node: Node, number: int, generation: int) -> Rendered | None:
 
 
 @dataclass(frozen=True, slots=True)
+class _Route:
+    """What is the same of an entry in all objects of a kind; its name stands at ``at`` in the text."""
+
+    kind: Kind
+    at: int
+    length: int
+    keep_name: int
+    size: Callable[[Any], int] | None
+    """Of a plain text."""
+    present: Callable[[Any], bool] | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is the same for all objects of a kind: names, and where they stand in the text."""
+    """What is the same for all objects of a kind: names, and the routes they are the names of."""
 
     kind: Directory
     names: bytes
-    routes: tuple[tuple[str, Kind, bool, int, int, int], ...]
-    """Name, kind, whether it is a plain text, place and length of the name, and how long that may be kept."""
+    routes: tuple[_Route, ...]
 
 
 _plans: dict[int, _Plan] = {}
@@ -112,8 +128,9 @@ def _plan(kind: Directory) -> _Plan:
     names, routes = bytearray(), []
     for name, route in kind.routes.items():
         raw = os.fsencode(name)
-        plain = type(route) in _TEXTS
-        routes.append((name, route, plain, len(names), len(raw), int(route.keep_name * 1000)))
+        size = route.size if isinstance(route, Text) and type(route) in _TEXTS else None
+        keep = int(route.keep_name * 1000)
+        routes.append(_Route(route, len(names), len(raw), keep, size, kind.present.get(name)))
         names += raw
     plan = _plans[id(kind)] = _Plan(kind, bytes(names), tuple(routes))
     return plan
@@ -132,44 +149,53 @@ class _Writer:
     def write(self) -> None:
         """The object, its entries, and what is in its inner directories."""
         node = self._made.node
-        kind = cast("Directory", node.kind)
-        plan = _plan(kind)
+        plan = _plan(cast("Directory", node.kind))
         self._made.text += plan.names
         self._add(node, os.path.basename(node.path), 0, self._made.number)
         self._list(0)
-        subject, changed_ns, first = self._subject, self._changed_ns, self._made.number + 1
-        for place, (name, route, plain, at, length, keep) in enumerate(plan.routes):
-            if name in kind.present and not kind.present[name](subject):
+        subject, changed_ns, number = self._subject, self._changed_ns, self._made.number
+        for route in plan.routes:
+            number += 1
+            if route.present is not None and not route.present(subject):
                 continue
-            if plain:  # most are
-                size = cast("Text", route).size(subject)
-                head = first + place, size, changed_ns, route.mode, 1, 0, 0, at, length
-                self._made.entries += ENTRY.pack(*head, 0, 0, keep, 0, _LISTED, 0)
-            else:
-                self._fixed(place, route, at, length)
+            if route.size is None:
+                self._fixed(number, route)
+                continue
+            at, length, keep = route.at, route.length, route.keep_name  # most are plain texts
+            size, mode = route.size(subject), route.kind.mode
+            self._made.entries += _pack(
+                number, size, changed_ns, mode, 1, 0, 0, at, length, 0, 0, keep, 0, _LISTED, 0
+            )
         while self._inner:
             self._fill(*self._inner.popleft())
 
     # -- one entry -----------------------------------------------------------------------------
 
-    def _fixed(self, place: int, kind: Kind, name: int, length: int) -> None:
+    def _fixed(self, number: int, route: _Route) -> None:
         """A fixed entry of the object that is no plain text, if it is there."""
-        target, flags = b"", 0
+        kind, flags = route.kind, 0
         if isinstance(kind, Link):
             to = kind.to(self._subject)
-            if to is None:
-                return
-            target = os.fsencode(relative_target(to, self._made.node.path))
-            found = kind.leading_to(target, self._changed_ns)
-        elif isinstance(kind, RealTree):
+            if to is not None:
+                target = os.fsencode(relative_target(to, self._made.node.path))
+                self._link(number, self._changed_ns, 0, route.at, route.length, target, route.keep_name)
+            return
+        if isinstance(kind, RealTree):
             found, flags = Attributes(kind.mode, 0, 0), UNLOOKED
+        elif isinstance(kind, LargeFile):
+            try:
+                found = kind.shown(self._subject, self._changed_ns)
+                flags = self._flags(kind, self._subject)
+            except _GONE:
+                return
         elif isinstance(kind, Flag) and kind.since_ns(self._subject) is None:
             return
         else:
+            place = number - self._made.number - 1
             node = cast("Directory", self._made.node.kind).fixed(self._made.node, place)
-            self._found(node, name, length, 0, self._made.number + 1 + place)
+            self._found(node, route.at, route.length, 0, number)
             return
-        self._put(self._made.number + 1 + place, found, 0, name, length, target, kind, flags)
+        self._put(number, found, 0, route.at, route.length, kind, flags)
 
     def _add(self, node: Node, name: str, parent: int, number: int) -> None:
         raw = os.fsencode(name)
@@ -179,14 +205,13 @@ class _Writer:
 
     def _found(self, node: Node, name: int, length: int, parent: int, number: int) -> None:
         """An entry whose node tells what it shows; left out when it is gone meanwhile."""
-        kind, target, flags = node.kind, b"", 0
+        kind, flags, target, found = node.kind, 0, b"", None
         try:
             if isinstance(kind, Link):
                 target = os.fsencode(kind.target(node))
-                found = kind.leading_to(target, self._changed(node.subject))
             else:
                 found = kind.attributes(node)
-                flags = self._flags(kind, node) if kind.changes_unseen(node) else 0
+                flags = ASKED if kind.changes_unseen(node) else 0
         except _GONE:
             if node is self._made.node:
                 raise
@@ -195,34 +220,34 @@ class _Writer:
             self._inner.append((self._made.count, node))
         if not number:
             self._made.items.append((self._made.count, node))
-        self._put(number, found, parent, name, length, target, kind, flags)
+        if found is not None:
+            self._put(number, found, parent, name, length, kind, flags)
+        else:
+            changed_ns, keep = self._changed(node.subject), int(kind.keep_name * 1000)
+            self._link(number, changed_ns, parent, name, length, target, keep)
 
     def _changed(self, subject: Subject) -> int:
         """When a subject changed; that of the object is known."""
         own = isinstance(subject, PathSubject) and subject.owner is self._made.node.subject
         return self._changed_ns if own else subject.changed_ns()
 
-    def _flags(self, kind: Kind, node: Node) -> int:
-        """How the plane finds out whether an entry still is what it was."""
-        guard = kind.guard(node.subject) if isinstance(kind, LargeFile) and kind.guard else None
+    def _flags(self, kind: LargeFile, subject: Subject) -> int:
+        """How the plane finds out whether a large file still is what it was."""
+        if kind.unseen is None or not kind.unseen(subject):
+            return 0
+        guard = kind.guard(subject) if kind.guard else None
         if guard is None or self._made.guard not in (None, guard):
             return ASKED
         self._made.guard = guard
         return GUARDED
 
     def _put(
-        self,
-        number: int,
-        found: Attributes,
-        parent: int,
-        name: int,
-        length: int,
-        target: bytes,
-        kind: Kind,
-        flags: int,
+        self, number: int, found: Attributes, parent: int, name: int, length: int, kind: Kind, flags: int
     ) -> None:
         keep = int(found.keep * 1000)
-        self._made.entries += ENTRY.pack(
+        # What a container's writers change is asked for each time.
+        written = isinstance(kind, LargeFile) and isinstance(self._subject, ContainerSubject)
+        self._made.entries += _pack(
             number,
             found.size,
             found.mtime_ns,
@@ -232,19 +257,37 @@ class _Writer:
             parent,
             name,
             length,
-            len(self._made.text) if target else 0,
-            len(target),
+            0,
+            0,
             int(kind.keep_name * 1000),
             keep,
-            max(keep, self._listed(kind)),
+            max(keep, 0 if written else _LISTED),
             flags,
         )
-        self._made.text += target
 
-    def _listed(self, kind: Kind) -> int:
-        """Milliseconds for which attributes in a listing hold; none for what a container's writers change."""
-        written = isinstance(kind, LargeFile) and isinstance(self._subject, ContainerSubject)
-        return 0 if written else _LISTED
+    def _link(
+        self, number: int, changed_ns: int, parent: int, name: int, length: int, target: bytes, keep: int
+    ) -> None:
+        """A symlink, as :meth:`fsd.nodes.Link.leading_to` shows it."""
+        size, at, generation = len(target), len(self._made.text), zlib.crc32(target)
+        self._made.entries += _pack(
+            number,
+            size,
+            changed_ns,
+            Link.mode,
+            1,
+            generation,
+            parent,
+            name,
+            length,
+            at,
+            size,
+            keep,
+            0,
+            _LISTED,
+            0,
+        )
+        self._made.text += target
 
     # -- inner directories ---------------------------------------------------------------------
 

@@ -48,8 +48,11 @@ class LargeFile(Kind):
 
     def attributes(self, node: Node) -> Attributes:
         """The true size, where it is known."""
-        mode = self.mode | (0o200 if self.sink else 0)
-        return Attributes(mode, self.length(node.subject), node.subject.changed_ns())
+        return self.shown(node.subject, node.subject.changed_ns())
+
+    def shown(self, subject: Any, changed_ns: int) -> Attributes:
+        """The attributes for a subject that changed at that time."""
+        return Attributes(self.mode | (0o200 if self.sink else 0), self.length(subject), changed_ns)
 
     def content(self, node: Node) -> bytes:
         """All of it; for small files."""

@@ -127,7 +127,7 @@ def _scan_elements(text: str, at: int, values: list[Any], spans: list[int]) -> i
 # -- time ----------------------------------------------------------------------------------------
 
 _TIME: Final = re.compile(
-    r"(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:[Zz]|([+-])(\d\d):(\d\d))"
+    r"(\d{4}-\d\d-\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:\.(\d+))?(?:[Zz]|([+-])(\d\d):(\d\d))"
 )
 _EPOCH_DAY: Final = date(1970, 1, 1).toordinal()
 NANOSECONDS: Final = 1_000_000_000
@@ -142,13 +142,12 @@ def parse_time(text: str) -> int:
     match = _TIME.fullmatch(text)
     if match is None:
         raise BadValue(f"{text!r} is not an RFC 3339 time")
-    year, month, day, hour, minute, second = (int(group) for group in match.groups()[:6])
-    fraction, sign, off_hours, off_minutes = match.groups()[6:]
+    day, hour, minute, second, fraction, sign, off_hours, off_minutes = match.groups()
     try:
-        days = date(year or 1, month, day).toordinal() - _EPOCH_DAY
+        days = date.fromisoformat(day if day[:4] != "0000" else f"0001{day[4:]}").toordinal() - _EPOCH_DAY
     except ValueError as error:
         raise BadValue(f"{text!r} is not a date: {error}") from None
-    seconds = days * 86400 + hour * 3600 + minute * 60 + second
+    seconds = days * 86400 + int(hour) * 3600 + int(minute) * 60 + int(second)
     if sign:
         offset = int(off_hours) * 3600 + int(off_minutes) * 60
         seconds -= offset if sign == "+" else -offset

@@ -88,6 +88,7 @@ class StoreCore:
         self.tables = self._open_tables()
         self.additional = tuple(self.additional_tables(self.options))
         self._catalog: Catalog | None = None
+        self._held = threading.local()
         self.clean_incomplete(wait=False)
 
     # -- opening ---------------------------------------------------------------------------------
@@ -234,12 +235,25 @@ class StoreCore:
 
     def catalog(self) -> Catalog:
         """All layers, images and containers now. Takes no lock; a stat per table file if nothing changed."""
+        held: Catalog | None = getattr(self._held, "catalog", None)
+        if held is not None:
+            return held
         layers = tuple(t.layers.peek() for t in (self.tables, *self.additional))
         images = tuple(t.images.peek() for t in (self.tables, *self.additional))
         fresh = Catalog(layers, images, self.tables.containers.peek(), self.mounts_now())
         if self._catalog is None or self._catalog.stamp != fresh.stamp:
             self._catalog = fresh
         return self._catalog
+
+    @contextmanager
+    def held(self) -> Iterator[Catalog]:
+        """The catalog as it is now, which this thread goes on seeing inside the block: for looking only."""
+        before: Catalog | None = getattr(self._held, "catalog", None)
+        found = self._held.catalog = self.catalog()
+        try:
+            yield found
+        finally:
+            self._held.catalog = before
 
     @property
     def saving(self) -> bool:
@@ -363,8 +377,16 @@ class StoreCore:
 
     def _layer_file(self, name: str) -> Path:
         """In the graphroot, as containers/storage has it, unless the image store was a store of its own."""
-        path, split = self.table_directory("layers") / name, self.split_directory("layers")
+        path, split = self.tables.layers.directory / name, self.split_directory("layers")
         return split / name if split is not None and not path.exists() and (split / name).exists() else path
+
+    def has_tar_split(self, layer_id: str) -> bool:
+        """Whether some store has tar-split data of a layer."""
+        homes = [self.tables.layers.directory, *(tables.layers.directory for tables in self.additional)]
+        split = self.split_directory("layers")
+        if split is not None:
+            homes.append(split)
+        return any(_size_of(f"{home}/{layer_id}.tar-split.gz") > 0 for home in homes)
 
     def tar_split_paths(self, layer_id: str) -> list[Path]:
         """Where a layer's tar-split data may be, in all stores."""
@@ -390,3 +412,11 @@ class StoreCore:
     def layer_views(self) -> list[LayerView]:
         """The layers of the primary store, then those of additional stores, without locks."""
         return [tables.layers.peek() for tables in (self.tables, *self.additional)]
+
+
+def _size_of(path: str) -> int:
+    """Bytes of a file, 0 where there is none."""
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0

@@ -137,8 +137,7 @@ def _annotations(image: Image) -> dict[str, Any]:
 
 def oci_archive(store: Store, key: str) -> VirtualFile:
     """The OCI image layout as one tar; raises as :func:`image_blobs`."""
-    parts = [part for name, content in oci_layout(store, key).items() for part in _member(name, content)]
-    return concatenated([*parts, of_bytes(bytes(2 * BLOCK))])
+    return _packed(oci_layout(store, key))
 
 
 # -- docker-archive --------------------------------------------------------------------------------
@@ -161,13 +160,24 @@ def docker_archive(store: Store, key: str, blobs: Blobs | None = None) -> Virtua
     members = {f"{hex_of(digest)}.tar": content for digest, content in blobs.layers}
     members[config] = of_bytes(blobs.config)
     members["manifest.json"] = of_bytes(codec.dumps([entry], sort_keys=False).encode())
-    parts = [part for name, content in members.items() for part in _member(name, content)]
-    return concatenated([*parts, of_bytes(bytes(2 * BLOCK))])
+    return _packed(members)
 
 
 def _repo_tag(name: str) -> str:
     """Docker's own images go by their short names in docker-archives."""
     return name.removeprefix(f"{DOCKER}/library/").removeprefix(f"{DOCKER}/")
+
+
+def _packed(members: Mapping[str, VirtualFile]) -> VirtualFile:
+    """A tar of files by name. Most often only its size is wanted: its parts are made when it is opened."""
+
+    def opened() -> BinaryIO:
+        parts = [part for name, content in members.items() for part in _member(name, content)]
+        return concatenated([*parts, of_bytes(bytes(2 * BLOCK))]).open()
+
+    return VirtualFile(
+        sum(BLOCK + -(-file.size // BLOCK) * BLOCK for file in members.values()) + 2 * BLOCK, opened
+    )
 
 
 def _member(name: str, content: VirtualFile) -> list[VirtualFile]:
