@@ -52,7 +52,7 @@ async def follow(site: Site, operations: Operations) -> None:
     inodes, views = operations.inodes, operations.views
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_follow_tables, site, inodes, operations.publisher)
-        nursery.start_soon(_sweep_views, views)
+        nursery.start_soon(_sweep, views, operations.publisher)
         nursery.start_soon(_follow_choices, site, inodes)
         nursery.start_soon(_follow_background, site, views.bursts)
 
@@ -106,11 +106,12 @@ async def _follow_tables(site: Site, inodes: Inodes, publisher: Publisher) -> No
                 before = now
 
 
-async def _sweep_views(views: Views) -> None:
-    """Let go of views of what was deleted, also by podman: held open, it would keep its space."""
+async def _sweep(views: Views, publisher: Publisher) -> None:
+    """Let go of nodes nobody holds, and of views of what was deleted: held open, it would keep its space."""
     while True:
         await trio.sleep(SWEEP_SECONDS)
         try:
+            publisher.give_back()
             await views.sweep()
         except Exception:
             log.exception("views of what was deleted stay open for another %.0f s", SWEEP_SECONDS)

@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING
 
 import pyfuse3
 
+from fsd.plane import PLACES
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -32,10 +34,8 @@ if TYPE_CHECKING:
 
 ROOT = pyfuse3.ROOT_INODE
 REAL_TREES = 1 << 62
-_PLACES = 256
-"""Numbers in a group."""
 _ITSELF, _FIRST_FIXED = 1, 2
-_GROUPS = REAL_TREES // _PLACES
+_GROUPS = REAL_TREES // PLACES
 
 
 class _Group:
@@ -91,19 +91,19 @@ class Inodes:
         group = self._group(owner.key)
         if group in self._groups:
             self._groups[group].node = owner
-        return pyfuse3.InodeT(group * _PLACES + place)
+        return pyfuse3.InodeT(group * PLACES + place)
 
     def remember(self, node: Node) -> pyfuse3.InodeT:
         """Count one lookup the kernel is about to hold, and return the node's number."""
         number = self.number(node)
-        place = number % _PLACES
+        place = number % PLACES
         group = self._entered(number, node)
         group.set(place, group.count(place) + 1)
         return number
 
     def _entered(self, number: int, node: Node) -> _Group:
         """The group of a node, made if there is none."""
-        index = number // _PLACES
+        index = number // PLACES
         group = self._groups.get(index)
         if group is None:
             owner, _ = _split(node)
@@ -113,25 +113,22 @@ class Inodes:
         return group
 
     def publish(self, node: Node) -> pyfuse3.InodeT:
-        """The plane counts lookups of the node and its fixed entries too, until :meth:`retract`."""
+        """The plane counts lookups of the node and its fixed entries too, until :meth:`release`."""
         number = self.number(node)
         self._entered(number, node).published = True
         return number
 
-    def retract(self, numbers: Iterable[int], lookups: Iterable[tuple[int, int]]) -> None:
-        """The plane counts no more for these nodes; ``lookups`` are what it counted, by number."""
-        for number, count in lookups:
-            group, place = self._groups[number // _PLACES], number % _PLACES
-            group.set(place, group.count(place) + count)
+    def release(self, numbers: Iterable[int]) -> None:
+        """The plane publishes nothing of the groups of these numbers any more, and counts nothing in them."""
         for number in numbers:
-            index = number // _PLACES
+            index = number // PLACES
             if index in self._groups:
                 self._groups[index].published = False
                 self._drop_unheld(index)
 
     def node(self, number: int) -> Node:
         """The node of a number the kernel holds; ``KeyError`` if it never was told of it."""
-        group, place = self._groups[number // _PLACES], number % _PLACES
+        group, place = self._groups[number // PLACES], number % PLACES
         if not group.count(place) and not group.published:
             raise KeyError(number)
         return group.node if place == _ITSELF else group.node.kind.fixed(group.node, place - _FIRST_FIXED)
@@ -147,7 +144,7 @@ class Inodes:
             if at is None or not self._may_hold(group, at + _FIRST_FIXED):
                 return None
             place = at + _FIRST_FIXED
-        return pyfuse3.InodeT(group * _PLACES + place)
+        return pyfuse3.InodeT(group * PLACES + place)
 
     def _may_hold(self, index: int, place: int) -> bool:
         """Whether the kernel holds that place, or may: of what is published the plane knows."""
@@ -162,13 +159,13 @@ class Inodes:
 
     def generation(self, number: int) -> int:
         """How often the node was removed while the kernel knew it."""
-        group = self._groups.get(number // _PLACES)
-        return group.generation if group is not None and number % _PLACES == _ITSELF else 0
+        group = self._groups.get(number // PLACES)
+        return group.generation if group is not None and number % PLACES == _ITSELF else 0
 
     def forget(self, counts: Iterable[tuple[int, int]]) -> None:
         """Take lookups back; unknown numbers are ignored, as the kernel may race with a drop."""
         for number, count in counts:
-            index, place = divmod(number, _PLACES)
+            index, place = divmod(number, PLACES)
             group = self._groups.get(index)
             before = group.count(place) if group is not None else 0
             if group is None or not before:
@@ -205,7 +202,7 @@ class Inodes:
 
 def _split(node: Node) -> tuple[Node, int]:
     """Whose group the node is in, and its place there."""
-    if node.fixed_in is None or node.place + _FIRST_FIXED >= _PLACES:
+    if node.fixed_in is None or node.place + _FIRST_FIXED >= PLACES:
         return node, _ITSELF
     return node.fixed_in, node.place + _FIRST_FIXED
 

@@ -96,11 +96,9 @@ class _Walk:
 
 @dataclass(slots=True)
 class _Published:
-    """What the plane answers for: its number, those of all its groups, how many entries, and until when."""
+    """What the plane answers for: its number, and until when."""
 
     number: int
-    numbers: list[int]
-    entries: int
     generation: int
     until: float
 
@@ -233,6 +231,7 @@ class Publisher:
             batch.done.set()
         while len(self._published) > KEPT:
             self.retract(next(iter(self._published)))
+        self.give_back()
 
     def _place(self, node: Node) -> tuple[int, int]:
         number = self._inodes.number(node)
@@ -243,7 +242,7 @@ class Publisher:
         batch.thread = threading.get_ident()
         site = self._site
         try:
-            with site.live.held(), site.history.state.reading():
+            with site.store.held(), site.live.held(), site.history.state.reading():
                 made = [rendered(*place) for place in places]
         finally:
             batch.thread = 0  # what else it does is not of this batch
@@ -254,35 +253,33 @@ class Publisher:
         self.retract(key)
         if key in batch.outdated or self._plane is None:
             return
-        numbers = [self._inodes.publish(made.node)]
+        number = self._inodes.publish(made.node)
         for at, item in made.items:
-            numbers.append(self._inodes.publish(item))
-            made.set_number(at, numbers[-1])
+            made.set_number(at, self._inodes.publish(item))
         table, _, path = made.node.path.partition("/")
         parent = self._inodes.find(directory_key(cast("TableName", table), path.rpartition("/")[0]))
-        published = False
-        try:
-            published = self._plane.publish(
-                made.entries,
-                bytes(made.text),
-                parent=parent or 0,
-                owner=owner_number(f"{PRIVATE}{key}") if table == "containers" else 0,
-                generation=generation,
-                lasts=LASTS,
-                guard=made.guard,
-            )
-        finally:
-            if not published:
-                self._inodes.retract(numbers, ())
+        published = self._plane.publish(
+            made.entries,
+            bytes(made.text),
+            parent=parent or 0,
+            owner=owner_number(f"{PRIVATE}{key}") if table == "containers" else 0,
+            generation=generation,
+            lasts=LASTS,
+            guard=made.guard,
+        )
         if published:
-            until = time.monotonic() + LASTS
-            self._published[key] = _Published(numbers[0], numbers, made.count, generation, until)
+            self._published[key] = _Published(number, generation, time.monotonic() + LASTS)
 
     def retract(self, key: str) -> None:
-        """Publish an object no more, and count its lookups again."""
+        """Publish an object no more."""
         known = self._published.pop(key, None)
         if known is not None and self._plane is not None:
-            self._inodes.retract(known.numbers, self._plane.retract(known.number, known.entries))
+            self._plane.retract(known.number)
+
+    def give_back(self) -> None:
+        """Let go of the nodes of what was published and is not held any more."""
+        if self._plane is not None:
+            self._inodes.release(self._plane.released())
 
     # -- what comes next -----------------------------------------------------------------------
 

@@ -80,6 +80,8 @@ typedef struct {
     uint32_t minor;
 } fsd_stats;
 
+#define FSD_PLACES 256 /* node ids of a group: an entry and its fixed entries */
+
 /* Flags of a published entry. */
 #define FSD_ASKED 1    /* its attributes may change unseen: Python is asked for them, though not for the listing's */
 #define FSD_UNLOOKED 2 /* listed without a node; Python is asked for that */
@@ -138,7 +140,8 @@ int fsd_deny(plane *p, uint32_t pid, uint64_t started, uint64_t owner);
 int fsd_invalidate_entry(plane *p, uint64_t parent, const char *name);
 uint64_t fsd_child(plane *p, uint64_t parent, const char *name);
 int fsd_publish(plane *p, const fsd_object *object);
-int fsd_retract(plane *p, uint64_t id, uint64_t *ids, uint32_t *lookups, uint32_t room);
+int fsd_retract(plane *p, uint64_t id);
+int fsd_released(plane *p, uint64_t *ids, uint32_t room);
 uint64_t fsd_generation(plane *p);
 void fsd_outdate(plane *p);
 void fsd_expire(plane *p, uint64_t id);

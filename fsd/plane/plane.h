@@ -215,7 +215,6 @@ struct published {
     uint32_t count, serial;
     fsd_entry *entries;
     char *text, *subvolume;
-    uint32_t *lookups;              /* of each entry, counted here */
     struct published_range *ranges; /* the entries in each entry */
     struct published_link *links;
 };
@@ -234,6 +233,10 @@ struct published_all {
     pthread_mutex_t lock;
     struct published_link **ids;
     struct published **names; /* objects by where they are listed */
+    struct group **groups;
+    uint64_t *released; /* groups nothing is held of, for Python */
+    uint32_t released_count, released_room;
+    atomic_uint group_count;
     uint64_t generation;
     uint32_t serial;
     int queue, followed;
@@ -488,6 +491,16 @@ void published_give(struct plane *p);
 uint64_t published_held(struct plane *p);
 bool has_failed(struct plane *p, uint64_t id);
 uint64_t published_forget(struct plane *p, uint64_t id, uint64_t lookups);
+uint64_t published_bucket(uint64_t value);
+
+/* groups.c */
+bool group_enter(struct published_all *all, uint64_t id);
+void group_leave(struct published_all *all, uint64_t id);
+void group_refused(struct published_all *all, uint64_t id);
+void group_count(struct published_all *all, uint64_t id);
+uint64_t group_forget(struct published_all *all, uint64_t id, uint64_t lookups);
+uint64_t groups_held(const struct published_all *all);
+void groups_free(struct published_all *all);
 
 /* synthetic.c */
 int synthetic(struct request *r);

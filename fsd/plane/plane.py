@@ -39,6 +39,9 @@ IDLE = 60
 """Seconds without a request after which changes elsewhere are no longer followed: that costs whoever makes
 them some microseconds a file."""
 SLOTS_MAX = 4096
+PLACES: int = _plane.lib.FSD_PLACES
+"""Node ids in a group: an entry and its fixed entries (:mod:`fsd.inodes`)."""
+RELEASED_MAX = 256
 SWEPT_MAX = 256
 """How many deleted exports one :meth:`Plane.sweep` lets go of."""
 
@@ -367,7 +370,8 @@ class Plane:
         lasts: float,
         guard: tuple[str, int] | None = None,
     ) -> bool:
-        """Answer for an object without asking Python; false when that came too late.
+        """Answer for an object without asking Python; false when that came too late. Either way
+        :meth:`released` tells when its nodes are not needed any more.
 
         Args:
             entries: :data:`ENTRY` of the object, of its entries, of theirs, level by level.
@@ -403,11 +407,21 @@ class Plane:
             raise OSError(-error, os.strerror(-error))
         return error == 0
 
-    def retract(self, node: int, entries: int) -> list[tuple[int, int]]:
-        """Answer no more for an object of so many entries; nodes of it the kernel holds, and lookups."""
-        ids, lookups = _plane.ffi.new("uint64_t[]", entries), _plane.ffi.new("uint32_t[]", entries)
-        held = _plane.lib.fsd_retract(self._c, node, ids, lookups, entries)
-        return list(zip(ids[0:held], lookups[0:held], strict=True)) if held > 0 else []
+    def retract(self, node: int) -> None:
+        """Answer no more for an object; lookups of it that the kernel holds go on being counted."""
+        _plane.lib.fsd_retract(self._c, node)
+
+    def released(self) -> list[int]:
+        """A node id of each group that was, or was to be, published, and of which now nothing is.
+
+        Nor is anything of them held by the kernel, as far as that was counted here. Each is told once.
+        """
+        released: list[int] = []
+        if self._c:
+            ids = _plane.ffi.new("uint64_t[]", RELEASED_MAX)
+            while found := _plane.lib.fsd_released(self._c, ids, RELEASED_MAX):
+                released.extend(ids[0:found])
+        return released
 
     def invalidate_entry(self, parent: int, name: bytes) -> None:
         """Make the kernel look a name up again."""

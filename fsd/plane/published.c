@@ -17,7 +17,8 @@ int published_init(struct plane *p) {
     all->queue = inotify_init1(IN_NONBLOCK | IN_CLOEXEC);
     all->ids = calloc(PUBLISHED_BUCKETS, sizeof *all->ids);
     all->names = calloc(PUBLISHED_BUCKETS, sizeof *all->names);
-    return all->ids && all->names ? 0 : -ENOMEM; /* without a queue nothing is published */
+    all->groups = calloc(PUBLISHED_BUCKETS, sizeof *all->groups);
+    return all->ids && all->names && all->groups ? 0 : -ENOMEM; /* without a queue nothing is published */
 }
 
 /* -- whether it is still so ------------------------------------------------------------------------ */
@@ -49,7 +50,7 @@ static bool is_valid(const struct published_all *all, const struct published *ob
 
 /* -- finding -------------------------------------------------------------------------------------- */
 
-static uint64_t mixed(uint64_t value) {
+uint64_t published_bucket(uint64_t value) {
     return value * 0x9E3779B97F4A7C15ULL >> 49 & (PUBLISHED_BUCKETS - 1);
 }
 
@@ -57,11 +58,11 @@ static uint64_t name_bucket(uint64_t parent, const char *name, size_t length) {
     uint64_t digest = parent;
     for (size_t i = 0; i < length; i++)
         digest = (digest ^ (unsigned char)name[i]) * 1099511628211ULL;
-    return mixed(digest);
+    return published_bucket(digest);
 }
 
 static struct published_link *find_locked(const struct published_all *all, uint64_t id) {
-    struct published_link *link = all->ids[mixed(id)];
+    struct published_link *link = all->ids[published_bucket(id)];
     while (link && link->object->entries[link->at].id != id)
         link = link->next;
     return link;
@@ -163,13 +164,10 @@ void published_give(struct plane *p) {
     pthread_mutex_unlock(&p->published.lock);
 }
 
-/* How many published entries the kernel holds. */
+/* How many entries that are or were published the kernel holds. */
 uint64_t published_held(struct plane *p) {
-    uint64_t held = 0;
     pthread_mutex_lock(&p->published.lock);
-    for (uint32_t i = 0; i < PUBLISHED_BUCKETS; i++)
-        for (const struct published_link *link = p->published.ids[i]; link; link = link->next)
-            held += link->object->lookups[link->at] > 0;
+    uint64_t held = groups_held(&p->published);
     pthread_mutex_unlock(&p->published.lock);
     return held;
 }
@@ -177,16 +175,10 @@ uint64_t published_held(struct plane *p) {
 /* Lookups the kernel gives back; how many of them were not counted here. */
 uint64_t published_forget(struct plane *p, uint64_t id, uint64_t lookups) {
     struct published_all *all = &p->published;
-    if (!atomic_load(&all->count))
+    if (!atomic_load(&all->group_count))
         return lookups;
     pthread_mutex_lock(&all->lock);
-    struct published_link *link = find_locked(all, id);
-    if (link) {
-        uint32_t *counted = link->object->lookups + link->at;
-        uint64_t ours = *counted < lookups ? *counted : lookups;
-        *counted -= (uint32_t)ours;
-        lookups -= ours;
-    }
+    lookups = group_forget(all, id, lookups);
     pthread_mutex_unlock(&all->lock);
     return lookups;
 }
@@ -195,7 +187,6 @@ uint64_t published_forget(struct plane *p, uint64_t id, uint64_t lookups) {
 
 static void object_free(struct published *object) {
     free(object->entries);
-    free(object->lookups);
     free(object->ranges);
     free(object->links);
     free(object->text);
@@ -232,12 +223,11 @@ static struct published *object_new(const fsd_object *from) {
     object->generation = from->generation;
     object->entries = copied(from->entries, count * sizeof *object->entries);
     object->text = copied(from->text, from->text_length);
-    object->lookups = calloc(count, sizeof *object->lookups);
     object->ranges = calloc(count, sizeof *object->ranges);
     object->links = calloc(count, sizeof *object->links);
     object->transaction = from->transaction;
     object->subvolume = from->subvolume ? strdup(from->subvolume) : NULL;
-    if (!object->entries || !object->text || !object->lookups || !object->ranges || !object->links) {
+    if (!object->entries || !object->text || !object->ranges || !object->links) {
         object_free(object);
         return NULL;
     }
@@ -252,7 +242,7 @@ static void enter_locked(struct published_all *all, struct published *object) {
     const fsd_entry *top = object->entries;
     struct published **named = all->names + name_bucket(object->parent, object->text + top->name, top->name_length);
     for (uint32_t at = 0; at < object->count; at++) {
-        struct published_link **bucket = all->ids + mixed(object->entries[at].id);
+        struct published_link **bucket = all->ids + published_bucket(object->entries[at].id);
         object->links[at] = (struct published_link){*bucket, object, at};
         *bucket = object->links + at;
     }
@@ -263,11 +253,16 @@ static void enter_locked(struct published_all *all, struct published *object) {
     atomic_fetch_add(&all->count, 1);
 }
 
+static void leave_groups(struct published_all *all, const struct published *object, uint32_t count) {
+    for (uint32_t at = 0; at < count; at++)
+        group_leave(all, object->entries[at].id);
+}
+
 static void remove_locked(struct published_all *all, struct published *object) {
     const fsd_entry *top = object->entries;
     struct published **named = all->names + name_bucket(object->parent, object->text + top->name, top->name_length);
     for (uint32_t at = 0; at < object->count; at++) {
-        struct published_link **link = all->ids + mixed(object->entries[at].id);
+        struct published_link **link = all->ids + published_bucket(object->entries[at].id);
         while (*link != object->links + at)
             link = &(*link)->next;
         *link = (*link)->next;
@@ -276,6 +271,25 @@ static void remove_locked(struct published_all *all, struct published *object) {
         named = &(*named)->next_named;
     *named = object->next_named;
     atomic_fetch_sub(&all->count, 1);
+    leave_groups(all, object, object->count);
+}
+
+/* Whether all can be published: no node of it is yet. */
+static int join_groups(struct published_all *all, const struct published *object) {
+    for (uint32_t at = 0; at < object->count; at++)
+        if (find_locked(all, object->entries[at].id))
+            return -EEXIST;
+    for (uint32_t at = 0; at < object->count; at++)
+        if (!group_enter(all, object->entries[at].id)) {
+            leave_groups(all, object, at);
+            return -ENOMEM;
+        }
+    return 0;
+}
+
+static void refuse(struct published_all *all, const struct published *object) {
+    for (uint32_t at = 0; at < object->count; at++)
+        group_refused(all, object->entries[at].id);
 }
 
 /* Answer for an object from now on. EEXIST: one of its nodes is published already; ESTALE: what it was rendered
@@ -290,12 +304,13 @@ int fsd_publish(plane *p, const fsd_object *from) {
     pthread_mutex_lock(&all->lock);
     look_locked(all);
     int error = all->followed && from->generation == all->generation ? 0 : -ESTALE;
-    for (uint32_t at = 0; at < object->count && !error; at++)
-        if (find_locked(all, object->entries[at].id))
-            error = -EEXIST;
+    if (!error)
+        error = join_groups(all, object);
     if (!error) {
         object->until_ns = monotonic_ns() + from->lasts_ns;
         enter_locked(all, object);
+    } else {
+        refuse(all, object);
     }
     pthread_mutex_unlock(&all->lock);
     if (error)
@@ -303,26 +318,19 @@ int fsd_publish(plane *p, const fsd_object *from) {
     return error;
 }
 
-/* Answer no more for an object. `ids` and `lookups` have room for all its entries, and get those that the kernel
-   still holds; their number is returned. */
-int fsd_retract(plane *p, uint64_t id, uint64_t *ids, uint32_t *lookups, uint32_t room) {
+/* Answer no more for an object. */
+int fsd_retract(plane *p, uint64_t id) {
     struct published_all *all = &p->published;
-    uint32_t held = 0;
     pthread_mutex_lock(&all->lock);
     struct published_link *link = find_locked(all, id);
-    struct published *object = link && !link->at && link->object->count <= room ? link->object : NULL;
+    struct published *object = link && !link->at ? link->object : NULL;
     if (object)
         remove_locked(all, object);
     pthread_mutex_unlock(&all->lock);
     if (!object)
         return -ENOENT;
-    for (uint32_t at = 0; at < object->count; at++)
-        if (object->lookups[at]) {
-            ids[held] = object->entries[at].id;
-            lookups[held++] = object->lookups[at];
-        }
     object_free(object);
-    return (int)held;
+    return 0;
 }
 
 /* The generation of now: what is rendered after this call may be published with it. */
@@ -402,6 +410,7 @@ void published_free(struct plane *p) {
             next = object->next_named;
             object_free(object);
         }
+    groups_free(all);
     free(all->ids);
     free(all->names);
     if (all->queue >= 0)

@@ -79,7 +79,7 @@ static int lookup_shown(struct request *r) {
     const fsd_entry *entry = place.object->entries + place.at;
     if (published_is_answer(&place)) {
         put_shown_entry(r->plane, entry, entry->keep, (struct fuse_entry_out *)r->out);
-        place.object->lookups[place.at]++;
+        group_count(&r->plane->published, entry->id);
         result = sizeof(struct fuse_entry_out);
     }
     published_give(r->plane);
@@ -153,7 +153,7 @@ static size_t put_listed(struct plane *p, const struct published_place *place, u
     memset(out, 0, whole);
     if (plus && valid && (entry->flags & FSD_ASKED || published_is_answer(place))) {
         put_shown_entry(p, entry, entry->keep_listed, (struct fuse_entry_out *)out);
-        place->object->lookups[place->at]++;
+        group_count(&p->published, entry->id);
     }
     dirent->ino = entry->id;
     dirent->off = next;
