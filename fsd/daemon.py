@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import gc
 import logging
 import resource
 import signal
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("fsd")
 
+YOUNG_OBJECTS = 10_000
+"""How many more objects there may be before the interpreter looks for cycles; 700 by itself."""
 READY_TIMEOUT = 30.0
 """Seconds within which a new mount has to answer."""
 
@@ -83,6 +86,7 @@ def run(
     _apply_burst_settings(site, bursts, views)
     operations = Operations(site, views)
     pyfuse3.init(operations, plane.hand_over(), set())
+    _spare_collector()
     try:
         trio.run(mount.serve, site, operations)
     finally:
@@ -92,6 +96,12 @@ def run(
         views.close()
         plane.stop()
     return 1 if mount.failed else 0
+
+
+def _spare_collector() -> None:
+    """Records and entries live long, and are in no cycles: do not search them again and again."""
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS, 10, 10)
 
 
 def _bursts(site: Site) -> Bursts:
