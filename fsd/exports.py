@@ -124,6 +124,8 @@ class Exports:
         self._by_key: dict[str, _Shown] = {}
         self._by_number: dict[int, _Shown] = {}
         self._work: list[Event] = []
+        self.opened: Callable[[int], object] = lambda node: None
+        """Told of published directories that are listed, where the plane was to tell."""
 
     def export(self, view: View) -> int:
         """Node id of the root of a view; answer a LOOKUP with it, its attributes are filled in.
@@ -216,10 +218,12 @@ class Exports:
                     nursery.start_soon(self._answer, self._work.pop(0))
 
     def drain(self) -> None:
-        """Take note of refusals up to now; questions are answered by :meth:`serve`."""
+        """Take note of what happened up to now; questions are answered by :meth:`serve`."""
         for event in self.plane.events():
             if event.kind is Kind.REFUSED:
                 self._refused(event)
+            elif event.kind is Kind.OPENED:
+                self.opened(event.nodeid)
             elif event.kind is Kind.ENDED:
                 if self._ended is not None:
                     self._ended()

@@ -68,6 +68,7 @@ class Operations(pyfuse3.Operations):
         self._lister = Lister(site, self.inodes)
         self.publisher = Publisher(site, self.inodes)
         site.entries_held = self._held
+        views.exports.opened = self.publisher.reached
 
     # -- looking up ----------------------------------------------------------------------------
 

@@ -195,6 +195,13 @@ class Publisher:
         elif not rest.partition("/")[2]:
             self._ask_for_more(table)
 
+    def reached(self, number: int) -> None:
+        """Somebody lists the first of the objects that were rendered together."""
+        with contextlib.suppress(KeyError):
+            table = self._inodes.node(number).key.partition(":")[0]
+            if table in TABLES:
+                self._ask_for_more(table)
+
     def _ask_for_more(self, table: TableName) -> None:
         with contextlib.suppress(trio.WouldBlock):
             self._more.send_nowait(table)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.daemon import Daemon, running
 from tests.support.filled import errno_of, eventually
+from tests.support.mounted import Mounted, mounted
 from tests.support.posix import as_user_in
 from tests.support.rootfs_samples import run
 
@@ -59,12 +59,12 @@ print(looked)
 
 
 @pytest.fixture
-def tree(store_dirs: StoreDirs, btrfs_dir: Path, require: Callable[[str], None]) -> Iterator[Daemon]:
+def tree(store_dirs: StoreDirs, btrfs_dir: Path, require: Callable[[str], None]) -> Iterator[Mounted]:
     """A mounted store with some layers, which everybody may look into."""
     require("fuse")
-    with running(store_dirs, btrfs_dir / "mnt", "--allow-other") as serving:
+    with mounted(store_dirs, btrfs_dir / "mnt", "--allow-other", "yes") as serving:
         for number in range(LAYERS):
-            (serving / f"layers/l{number}").mkdir()
+            (serving.path / f"layers/l{number}").mkdir()
         yield serving
 
 
@@ -72,30 +72,30 @@ def list_all(top: Path) -> str:
     return run("ls", "-lR", "-I", "rootfs", top).stdout
 
 
-def asked_for_xattrs(tree: Daemon) -> int:
-    text = (tree / "control/metrics").read_text()
+def asked_for_xattrs(tree: Mounted) -> int:
+    text = (tree.path / "control/metrics").read_text()
     return sum(map(int, re.findall(r'^fsd_requests_total\{opcode="22"\} (\d+)', text, re.MULTILINE)))
 
 
 def test_ls_stops_asking_for_access_lists_at_the_first_file(tree):
     def stops() -> bool:
-        (tree / "layers/l0/metadata").write_text("new")  # nothing is remembered
+        (tree.path / "layers/l0/metadata").write_text("new")  # nothing is remembered
         before = asked_for_xattrs(tree)
-        list_all(tree / "layers")
+        list_all(tree.path / "layers")
         return asked_for_xattrs(tree) - before < 4 * LAYERS
 
     assert eventually(stops)
 
 
 def test_everybody_but_the_owner_is_told_that_there_is_no_access_list(tree):
-    layers = tree / "layers"
+    layers = tree.path / "layers"
     for _ in range(2):
         assert int(as_user_in(layers, LOOK)) > 20 * LAYERS
         assert "+" not in {line[10:11] for line in list_all(layers).splitlines()}
 
 
 def test_owner_is_told_of_files_that_access_lists_are_not_supported(tree):
-    layer = tree / "layers/l1"
+    layer = tree.path / "layers/l1"
     list_all(layer)
     assert errno_of(os.getxattr, layer / "metadata", ACCESS) in (errno.EOPNOTSUPP, errno.ENODATA)
     for attribute in (ACCESS, DEFAULT):
@@ -108,13 +108,13 @@ def test_owner_is_told_of_files_that_access_lists_are_not_supported(tree):
 @pytest.mark.parametrize("name", COPIES)
 @pytest.mark.parametrize("user", [0, 1234])
 def test_tools_that_keep_access_lists_copy_synthetic_files(tree, name, user):
-    list_all(tree / "layers/l0")
+    list_all(tree.path / "layers/l0")
     with tempfile.TemporaryDirectory(dir="/var/tmp") as copy:  # other users cannot get to the tests' own
         os.chown(copy, user, user)
         argv = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "bash", "-ec"]
         command = COPIES[name].format(copy=copy)
         done = subprocess.run(
-            [*argv, command], cwd=tree / "layers/l0", capture_output=True, text=True, check=False
+            [*argv, command], cwd=tree.path / "layers/l0", capture_output=True, text=True, check=False
         )
         assert not done.stderr
         assert done.returncode == 0
@@ -123,10 +123,10 @@ def test_tools_that_keep_access_lists_copy_synthetic_files(tree, name, user):
 
 def test_access_lists_of_a_rootfs_are_marked_by_ls_in_it(tree):
     """``..`` is synthetic, and seen before any file."""
-    (tree / "containers/c").mkdir()
-    rootfs = tree / "containers/c/rootfs"
+    (tree.path / "containers/c").mkdir()
+    rootfs = tree.path / "containers/c/rootfs"
     (rootfs / "listed").touch()
-    list_all(tree / "containers")
+    list_all(tree.path / "containers")
     run("setfacl", "-m", "u:1234:r", rootfs / "listed")
     for options in ("-l", "-la"):
         assert "-rw-r--r--+" in run("ls", options, rootfs).stdout

@@ -19,6 +19,7 @@ typedef struct plane plane;
 #define FSD_REFUSED 2
 #define FSD_NUMBER 3
 #define FSD_ENDED 4
+#define FSD_OPENED 5
 
 typedef struct {
     int kind;
@@ -87,7 +88,7 @@ typedef struct {
 #define FSD_UNLOOKED 2 /* listed without a node; Python is asked for that */
 #define FSD_LISTED 4   /* a directory whose entries are all here */
 #define FSD_GUARDED 8  /* holds as long as the object's subvolume is in the transaction it was in */
-#define FSD_TOLD 16    /* Python is told when the directory is opened: it is to render more */
+#define FSD_TOLD 16    /* Python is told when the directory is opened first: it is to render more */
 
 /* One entry of a published object; places and lengths are of its text, times in milliseconds. */
 typedef struct {

@@ -22,7 +22,12 @@ static void signal_python(struct plane *p) {
         return; /* the counter is full, so it is readable */
 }
 
-/* Tell Python. Refusals are dropped when nobody fetches them. */
+/* Whether a request waits for what Python does about it. */
+static bool is_waited_for(const fsd_event *event) {
+    return event->kind != FSD_REFUSED && event->kind != FSD_OPENED;
+}
+
+/* Tell Python. What nothing waits for is dropped when nobody fetches it. */
 void event_push(struct plane *p, const fsd_event *event) {
     struct event *item = malloc(sizeof *item);
     if (!item)
@@ -30,7 +35,7 @@ void event_push(struct plane *p, const fsd_event *event) {
     item->is = *event;
     item->next = NULL;
     pthread_mutex_lock(&p->park_lock);
-    bool full = event->kind == FSD_REFUSED && p->event_count >= EVENTS_MAX;
+    bool full = !is_waited_for(event) && p->event_count >= EVENTS_MAX;
     if (!full) {
         *(p->last_event ? &p->last_event->next : &p->events) = item;
         p->last_event = item;

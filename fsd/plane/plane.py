@@ -81,6 +81,8 @@ class Kind(enum.IntEnum):
     """A request met a nested subvolume that has no number yet, and waits."""
     ENDED = 4
     """The mount is gone."""
+    OPENED = 5
+    """The :data:`TOLD` directory ``nodeid`` was opened."""
 
 
 class Mode(enum.IntEnum):

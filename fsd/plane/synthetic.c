@@ -121,15 +121,19 @@ static int readlink_shown(struct request *r) {
 
 static int opendir_shown(struct request *r) {
     struct published_place place;
-    uint64_t owner = 0;
-    bool listed = false;
-    if (published_take(r->plane, r->in->nodeid, &place)) {
-        listed = (place.object->entries[place.at].flags & (FSD_LISTED | FSD_TOLD)) == FSD_LISTED;
-        owner = place.at ? 0 : place.object->owner;
-        published_give(r->plane);
-    }
-    if (!listed)
+    if (!published_take(r->plane, r->in->nodeid, &place))
         return FORWARD;
+    fsd_entry *entry = place.object->entries + place.at;
+    fsd_event event = {.kind = FSD_OPENED, .nodeid = entry->id};
+    uint64_t owner = place.at ? 0 : place.object->owner;
+    uint32_t flags = entry->flags;
+    if (flags & FSD_LISTED)
+        entry->flags &= ~(uint32_t)FSD_TOLD;
+    published_give(r->plane);
+    if (!(flags & FSD_LISTED))
+        return FORWARD;
+    if (flags & FSD_TOLD)
+        event_push(r->plane, &event);
     deny_lister(r->plane, r->in->pid, owner);
     struct fuse_open_out *out = (struct fuse_open_out *)r->out;
     *out = (struct fuse_open_out){.fh = PUBLISHED_HANDLE | r->in->nodeid};

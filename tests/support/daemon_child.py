@@ -2,6 +2,8 @@
 
 ``--driver`` and ``--imagestore`` say what the store is.
 
+``--allow-other yes`` lets other users look in.
+
 ``--fail lookup:boom`` makes that handler raise ``KeyError`` when it is asked for ``boom``.
 """
 
@@ -28,7 +30,12 @@ def main(graphroot: str, runroot: str, mountpoint: str, *options: str) -> int:
         image_store=given.get("--imagestore", ""),
     )
     with Store(wanted) as store:
-        return daemon.run(store, Path(mountpoint), ready=lambda: print("READY", flush=True))
+        return daemon.run(
+            store,
+            Path(mountpoint),
+            ready=lambda: print("READY", flush=True),
+            allow_other=given.get("--allow-other") == "yes",
+        )
 
 
 def _break(handler: str, name: str) -> None:
