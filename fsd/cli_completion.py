@@ -55,18 +55,27 @@ def names(args: argparse.Namespace, kind: str, words: list[str]) -> Iterable[str
     """What can stand where an argument of that kind is wanted."""
     if kind == VERB:
         return BY_NAME
-    from fsd.cli_store import open_reading, open_session
+    from fsd.cli_store import at_a_glance, open_reading, open_session, store_options
 
     if kind in (TRASH, ORPHAN, SNAPSHOT, SOURCE):
         with open_session(args) as session:
             return list(_state_names(session, kind, words))
+    glance = at_a_glance(store_options(args), _tables(kind))
+    if glance is not None:
+        records = (record for table in _tables(kind) for record in glance.tables[table])
+        return [name for record in records for name in record.get("names") or [record["id"][:12]]]
     with open_reading(args) as store:
         return list(_table_names(store.catalog(), kind))
 
 
+def _tables(kind: str) -> tuple[str, ...]:
+    return {IMAGE: ("images",), CONTAINER: ("containers",), LAYER: ("layers",)}.get(
+        kind, ("images", "containers")
+    )
+
+
 def _table_names(catalog: Catalog, kind: str) -> Iterator[str]:
-    wanted = {IMAGE: ("images",), CONTAINER: ("containers",), LAYER: ("layers",)}
-    for table in wanted.get(kind, ("images", "containers")):
+    for table in _tables(kind):
         for record in getattr(catalog, table):
             yield from record.names or (record.id[:12],)
 

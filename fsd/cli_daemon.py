@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fsd import cli_start, mounts, output, runfile
-from fsd.cli_store import open_session, open_store, pool_of, store_exists, store_options
+from fsd import mounts, output, runfile
+from fsd.cli_store import at_a_glance, open_session, open_store, pool_of, store_exists, store_options
 from fsd.mounts import MountError
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from store.config import StoreOptions
 
 STOP_SECONDS = 30.0
+TABLES = ("layers", "images", "containers")
 
 
 # -- down ------------------------------------------------------------------------------------------
@@ -37,7 +38,7 @@ def stop(args: argparse.Namespace) -> int:
     running = runfile.read(Path(options.runroot))
     if running is not None:
         _end(running, force=args.force)
-    elif (usual := cli_start.default_mountpoint()) is not None:
+    elif (usual := mounts.default_mountpoint()) is not None:
         mounts.detach_dead(usual)
     pool = pool_of(options)
     detached = pool.detach() if pool is not None and os.geteuid() == 0 else False
@@ -56,7 +57,7 @@ def _end(running: Running, *, force: bool) -> None:
             break
         time.sleep(0.02)
     mounts.detach_dead(running.mountpoint)
-    if running.mountpoint == cli_start.default_mountpoint():
+    if running.mountpoint == mounts.default_mountpoint():
         with contextlib.suppress(OSError):
             running.mountpoint.rmdir()
 
@@ -128,15 +129,20 @@ def _pool_facts(pool: Pool) -> dict[str, Any]:
 
 def _counts(args: argparse.Namespace, options: StoreOptions) -> dict[str, Any]:
     """Facts only the store knows; what stops it from being read is a fact too."""
+    glance = at_a_glance(options, TABLES)
+    if glance is not None:  # it would not be, if a record were broken
+        return {
+            "driver": glance.driver,
+            **{table: len(glance.tables[table]) for table in TABLES},
+            "broken": 0,
+        }
     if not store_exists(options):
         return {"store": "none yet"}
     with open_store(args) as store:
         catalog = store.catalog()
         return {
             "driver": store.driver_name,
-            "layers": len(catalog.layers),
-            "images": len(catalog.images),
-            "containers": len(catalog.containers),
+            **{table: len(getattr(catalog, table)) for table in TABLES},
             "broken": len(catalog.broken),
         }
 

@@ -32,17 +32,9 @@ START_SECONDS = 60.0
 GROW_SECONDS = 10.0
 
 
-def default_mountpoint() -> Path | None:
-    """``/run/fsd`` for root, ``$XDG_RUNTIME_DIR/fsd`` for everyone else; ``None`` where that is not set."""
-    if os.geteuid() == 0:
-        return Path("/run/fsd")
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(runtime) / "fsd" if runtime else None
-
-
 def real_mountpoint(given: str | None) -> Path:
     """The mountpoint without symbolic links above it; it may be dead itself, so it is not asked."""
-    path = Path(given).absolute() if given else default_mountpoint()
+    path = Path(given).absolute() if given else mounts.default_mountpoint()
     if path is None:
         raise MountError("XDG_RUNTIME_DIR is not set: name a mountpoint")
     return path.parent.resolve() / path.name

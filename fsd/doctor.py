@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fsd import cli_start, mounts, output
+from fsd import mounts, output
 from fsd.cli_store import pool_of, store_options
 from fsd.pool import free_bytes
 
@@ -161,7 +161,7 @@ def _configuration(args: argparse.Namespace) -> Iterator[Finding]:
         yield Finding(subject="storage.conf", level="note", text=warning)
     yield Finding(subject="driver", level="ok", text=options.driver or "chosen by what the graphroot holds")
     yield from _graphroot(options)
-    usual = cli_start.default_mountpoint() or "none without XDG_RUNTIME_DIR: fsd up MOUNTPOINT"
+    usual = mounts.default_mountpoint() or "none without XDG_RUNTIME_DIR: fsd up MOUNTPOINT"
     yield Finding(subject="default mountpoint", level="ok", text=str(usual))
 
 

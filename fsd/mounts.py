@@ -55,6 +55,14 @@ class Holder:
         return f"{self.name} (pid {self.pid}, {self.what})"
 
 
+def default_mountpoint() -> Path | None:
+    """``/run/fsd`` for root, ``$XDG_RUNTIME_DIR/fsd`` for everyone else; ``None`` where that is not set."""
+    if os.geteuid() == 0:
+        return Path("/run/fsd")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(runtime) / "fsd" if runtime else None
+
+
 def mounts() -> list[Mount]:
     """Every mount of this process's namespace, oldest first."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:

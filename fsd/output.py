@@ -6,9 +6,7 @@ that ``fsd images | awk`` sees whole values.
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import sys
 import time
 from typing import TYPE_CHECKING, Any, TextIO
@@ -31,6 +29,8 @@ AGES = ((365 * 86400, "year"), (30 * 86400, "month"), (86400, "day"), (3600, "ho
 
 def print_json(value: object, file: TextIO | None = None) -> None:
     """One indented JSON document; paths and other unknown types become text."""
+    import json  # tables need none of it
+
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str), file=file)
 
 
@@ -116,7 +116,11 @@ def _branches(children: Mapping[str, Any], indent: str) -> list[tuple[str, str, 
 
 def terminal_width(file: TextIO) -> int | None:
     """Columns of the terminal behind ``file``; ``None`` when it is no terminal."""
-    return shutil.get_terminal_size().columns if file.isatty() else None
+    if not file.isatty():
+        return None
+    chosen = os.environ.get("COLUMNS", "")
+    columns = int(chosen) if chosen.isdigit() else 0
+    return columns or os.get_terminal_size(file.fileno()).columns or 80
 
 
 def human_size(size: int) -> str:

@@ -20,7 +20,9 @@ from typing import Any, Final
 from drivers.idmap import IDMap, IDMappings
 from store.errors import BadValue
 from store.idranges import Range, check_mappings, parse_mappings, subordinate_ids
-from store.lockfile import DEFAULT_TIMEOUT
+
+DEFAULT_TIMEOUT: Final = 60.0
+"""Seconds to wait for a lock when nobody names a bound."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,9 +76,10 @@ class Glance:
 
     Attributes:
         tables: records by ``layers``, ``images`` and ``containers``.
+        driver: whose tables were read; empty for those of a catalog.
     """
 
-    __slots__ = ("_containers", "_ids", "_names", "counts", "mounts", "tables", "texts")
+    __slots__ = ("_containers", "_ids", "_names", "counts", "driver", "mounts", "tables", "texts")
 
     def __init__(
         self,
@@ -92,6 +93,7 @@ class Glance:
         """Tables whose file is just what a listing of its records as JSON would be."""
         self.mounts = mounts
         """Directories of the layers that are mounted, by ID."""
+        self.driver = ""
         self.counts = counts or {}
         """How often those layers are, where the tables were read here."""
         self._ids: dict[str, dict[str, dict[str, Any]]] = {}
@@ -119,9 +121,10 @@ class Glance:
         mounts, _ = _array(os.path.join(runroot, f"{driver}-layers", "mountpoints.json"))
         paths = {mount["id"]: mount["path"] for mount in mounts if mount.get("count", 0) > 0}
         texts = {k: text for k, text in texts.items() if text.count('{"id":"') == len(tables[k])}
-        return cls(
-            tables, paths, texts, {mount["id"]: mount["count"] for mount in mounts if mount["id"] in paths}
-        )
+        counts = {mount["id"]: mount["count"] for mount in mounts if mount["id"] in paths}
+        made = cls(tables, paths, texts, counts)
+        made.driver = driver
+        return made
 
     @classmethod
     def of_catalog(cls, catalog: Catalog) -> Glance:
@@ -209,7 +212,8 @@ def _array(path: str) -> tuple[list[Any], str]:
         return [], ""
     try:
         value, end = _scanner()(text, 0)
-    except (ValueError, StopIteration, RecursionError):
+    except (ValueError, StopIteration, RecursionError, SystemError):
+        # The C scanner fails with SystemError for what is no JSON, unless json.decoder was imported.
         raise Odd(path) from None
     if type(value) is not list or end != len(text):
         raise Odd(path)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 from drivers import syscalls
+from store.config import DEFAULT_TIMEOUT
 from store.errors import LockTimeout, StoreReadOnly
 
 F_OFD_GETLK: Final = 36
@@ -30,8 +31,6 @@ F_OFD_SETLK: Final = 37
 F_OFD_SETLKW: Final = 38
 
 STAMP_SIZE: Final = 64
-DEFAULT_TIMEOUT: Final = 60.0
-"""Seconds to wait for a lock when the caller names no bound."""
 
 _FLOCK: Final = struct.Struct("@hhqqi4x")
 """struct flock: type, whence, start, length, pid. The pid must be 0 for these commands."""
