@@ -39,6 +39,11 @@ class BtrfsSnapshots(Snapshots):
         """Copy ``layer_id`` to the read-only snapshot ``key``; ``SnapshotExists``, ``LayerUnknown``."""
         self._copy(self._driver.present(layer_id), self._place(key), key)
 
+    def home(self) -> Path:
+        """The directory of all snapshots; made when it is missing."""
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self._root
+
     def restore(self, key: str, layer_id: str) -> None:
         """Swap the layer for a writable copy of the snapshot in one rename.
 

@@ -34,6 +34,14 @@ class Snapshots(ABC):
     def take(self, layer_id: str, key: str) -> None:
         """Copy ``layer_id`` to the read-only snapshot ``key``; ``SnapshotExists``, ``LayerUnknown``."""
 
+    def home(self) -> Path | None:
+        """Where one BTRFS_IOC_SNAP_CREATE_V2 takes a snapshot; ``None`` where that is not all.
+
+        The snapshot ``<a>/<b>`` is the read-only copy ``b`` of the layer's own directory, which has to be a
+        subvolume, in the directory ``a`` there; whoever needs that makes it, mode 0700.
+        """
+        return None
+
     @abstractmethod
     def restore(self, key: str, layer_id: str) -> None:
         """Swap the content of ``layer_id`` for a writable copy of snapshot ``key``, atomically."""

@@ -68,6 +68,13 @@ class BurstPolicy:
         after = Burst(began=now if begins else burst.began, mutated=now, snapshot=burst.snapshot)
         return Verdict(after, begins, begins and _passed(burst.snapshot, now, self.interval))
 
+    def due(self, burst: Burst) -> float:
+        """From when on the next mutation takes a snapshot; 0 for any time."""
+        begins = 0.0
+        if burst.mutated is not None and burst.began is not None:
+            begins = min(burst.mutated + self.quiet, burst.began + self.longest)
+        return begins if burst.snapshot is None else max(begins, burst.snapshot + self.interval)
+
 
 def _passed(since: float | None, now: float, span: float) -> bool:
     return since is None or now < since or now - since >= span

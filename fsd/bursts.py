@@ -86,6 +86,9 @@ class Bursts:
         clock: seconds since the epoch.
         on_failure: told once of every snapshot that failed or was late.
         memory: keeps the bursts across restarts; without it the first mutation after a start begins one.
+
+    Attributes:
+        changed: told, from any thread, of each container of which :meth:`due` may give something else.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class Bursts:
         self._memory = memory
         self._own: dict[str, BurstPolicy] = {}
         self._tracks: dict[str, _Track] = {}
+        self.changed: Callable[[str], object] = lambda container_id: None
 
     def configure(self, container_id: str, policy: BurstPolicy | None) -> None:
         """Give a container a policy of its own; ``None`` returns it to the common one."""
@@ -111,10 +115,13 @@ class Bursts:
             self._own.pop(container_id, None)
         else:
             self._own[container_id] = policy
+        self.changed(container_id)
 
     def configure_all(self, policy: BurstPolicy, own: dict[str, BurstPolicy]) -> None:
         """Give all containers another common policy, and some their own."""
         self._policy, self._own = policy, dict(own)
+        for container_id in list(self._tracks):
+            self.changed(container_id)
 
     def policy(self, container_id: str) -> BurstPolicy:
         """The policy a container's writes are judged by."""
@@ -130,6 +137,23 @@ class Bursts:
         track = self._tracks.get(container_id)
         if track is not None:
             track.burst = replace(track.burst, snapshot=self._clock())
+            self.changed(container_id)
+
+    def began(self, container_id: str) -> None:
+        """Note a burst that began just now with a snapshot that was laid ready."""
+        now = self._clock()
+        self._tracks.setdefault(container_id, _Track(Burst())).burst = Burst(now, now, now)
+        self.changed(container_id)
+
+    def due(self, container_id: str) -> float | None:
+        """From when on a mutation takes a snapshot; ``None`` when none does, or that is not known just now.
+
+        From any thread.
+        """
+        policy, track = self.policy(container_id), self._tracks.get(container_id)
+        if not policy.enabled or track is None or track.pending is not None:
+            return None
+        return policy.due(track.burst)
 
     def gate(self, container_id: str) -> Gate:
         """What to await before every mutation of a container, with the name it touches."""
@@ -144,13 +168,16 @@ class Bursts:
     def window(self, container_id: str) -> tuple[float, float]:
         """How long mutations may pass after :meth:`before` without asking again.
 
-        Seconds without a mutation that end the burst, and the time (since the epoch) when it is too old.
+        Seconds without a mutation that end the burst, and the time (since the epoch) when it is too old; both
+        are 0 where no burst is under way, because all that came was noise.
         """
         policy, track = self.policy(container_id), self._tracks.get(container_id)
         if not policy.enabled:
             return math.inf, math.inf
-        began = track.burst.began if track is not None else None
-        return policy.quiet, (self._clock() if began is None else began) + policy.longest
+        burst = track.burst if track is not None else Burst()
+        if policy.judge(burst, self._clock()).begins:
+            return 0.0, 0.0
+        return policy.quiet, (burst.began or 0.0) + policy.longest
 
     @contextlib.contextmanager
     def hastened(self, container_id: str, go: Go) -> Iterator[None]:
@@ -186,6 +213,7 @@ class Bursts:
             verdict = policy.judge(track.burst, self._clock())
             if not verdict.snapshot:
                 track.burst = verdict.burst
+                self.changed(container_id)
                 return
             self._start(container_id, track, verdict.burst)
         failure = await self._outcome(container_id, track)
@@ -209,6 +237,7 @@ class Bursts:
         """Begin a burst: take its snapshot as a task of its own, which outlives the writers' patience."""
         deadline = trio.current_time() + self.policy(container_id).snapshot_timeout
         track.pending = _Pending(burst, deadline)
+        self.changed(container_id)
         trio.lowlevel.spawn_system_task(self._run, container_id, track, track.pending)
 
     async def _run(self, container_id: str, track: _Track, pending: _Pending) -> None:
@@ -234,6 +263,7 @@ class Bursts:
             self._report(container_id, exc)
         finally:
             self._end(track, pending, pending.failure)
+            self.changed(container_id)
         if pending.failure is None:
             await self._remember(container_id, track.burst)
 

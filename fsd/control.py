@@ -233,10 +233,17 @@ def snapshot_before_write(
     Args:
         landed: called when the snapshot is on disk, so that writes need not wait for the rest.
     """
+    if site.plane is not None:
+        site.plane.await_taking(container)  # it is at it, and it takes long: else nobody asked for this one
     snapshot = site.history.take_if_changed(container, reason="write", landed=landed)
     if snapshot is not None:
-        site.events.emit("snapshots", "create", container, (snapshot.name,), reason="write")
+        tell_of_write(site, snapshot)
     return snapshot
+
+
+def tell_of_write(site: Site, snapshot: Snapshot) -> None:
+    """The event of a snapshot that a write took."""
+    site.events.emit("snapshots", "create", snapshot.container_id, (snapshot.name,), reason="write")
 
 
 def snapshot_of(subject: PartSubject) -> Snapshot:

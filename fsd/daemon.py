@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import pyfuse3
 import trio
 
-from fsd.bursts import NOISE, BurstPolicy, Bursts
+from fsd.bursts import BurstPolicy, Bursts
 from fsd.control import snapshot_before_write
 from fsd.errnos import errno_of, explain
 from fsd.exports import Exports
@@ -28,6 +28,7 @@ from fsd.followers import choices_of_containers, follow
 from fsd.operations import Operations
 from fsd.plane import Plane, unmount
 from fsd.plane import mount as plane_mount
+from fsd.prepared import Prepared
 from fsd.realtrees import failure, refusal
 from fsd.reloading import follow_options
 from fsd.settings import load_settings, settings_path
@@ -77,23 +78,24 @@ def run(
     site = Site(store, History(store, policy=settings.retention), mountpoint, settings=settings)
     bursts = _bursts(site)
     device = plane_mount(mountpoint, allow_other=allow_other)
-    plane = Plane(device, noise=NOISE, keep_awake=settings.plane.keep_awake)
+    plane = Plane(device, noise=settings.bursts.noise, keep_awake=settings.plane.keep_awake)
     site.plane = plane
     mount = _Mount(mountpoint, foreground, ready, load)
     site.errors.told = plane.failed
-    views = _views(site, plane, bursts, allow_other=allow_other)
+    views, prepared = _views(site, plane, bursts, allow_other=allow_other)
 
     _apply_burst_settings(site, bursts, views)
     operations = Operations(site, views)
     pyfuse3.init(operations, plane.hand_over(), set())
     _spare_collector()
     try:
-        trio.run(mount.serve, site, operations)
+        trio.run(mount.serve, site, operations, prepared)
     finally:
         if not mount.gone:
             unmount(mountpoint)
         pyfuse3.close(unmount=False)
         views.close()
+        prepared.close()
         plane.stop()
     return 1 if mount.failed else 0
 
@@ -132,19 +134,21 @@ def _apply_burst_settings(site: Site, bursts: Bursts, views: Views) -> None:
     retime()
 
 
-def _views(site: Site, plane: Plane, bursts: Bursts, *, allow_other: bool) -> Views:
-    """The views, with everything the plane tells of them reported."""
+def _views(site: Site, plane: Plane, bursts: Bursts, *, allow_other: bool) -> tuple[Views, Prepared]:
+    """The views, with everything the plane tells of them reported, and what is laid ready for them."""
     exports = Exports(
         plane,
         site.history.state.view_number,
         refused=lambda event: refusal(site, views, event),
+        taken=lambda event: prepared.told(event),
         failed=lambda event, number, text: failure(site, views, event, number, text),
         explain=explain,
         ended=pyfuse3.terminate,
     )
     # Where others may look in, the kernel checks their permissions by the owners shown.
     views = Views(site.store, exports, bursts, container_ids=not allow_other)
-    return views
+    prepared = Prepared(site, plane, views, failed=functools.partial(_burst_failed, site))
+    return views, prepared
 
 
 class _Mount:
@@ -175,7 +179,7 @@ class _Mount:
         """Whether somebody else unmounted."""
         return not self._ended
 
-    async def serve(self, site: Site, operations: Operations) -> None:
+    async def serve(self, site: Site, operations: Operations, prepared: Prepared) -> None:
         """Serve until unmounted or told to end."""
         self._events = site.events
         async with trio.open_nursery() as nursery:
@@ -186,6 +190,7 @@ class _Mount:
             if self._load is not None:
                 nursery.start_soon(follow_options, site, self._load)
             nursery.start_soon(operations.publisher.serve)
+            nursery.start_soon(prepared.serve)
             await pyfuse3.main()
             nursery.cancel_scope.cancel()
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
-    from fsd.plane import Event, Export, Mode, Plane
+    from fsd.plane import Event, Export, Mode, Plane, Preparation
 
     Gate = Callable[[bytes | None], Awaitable[None]]
 
@@ -68,10 +68,11 @@ class _Shown:
     number: int
     node: int
     who: bytes = b""
+    prepared: bool = False
 
 
 def _ignore(_event: Event) -> None:
-    """Nobody wants to know of refusals."""
+    """Nobody wants to know of it."""
 
 
 def _errno_of(exc: BaseException, _operation: str) -> tuple[int, str]:
@@ -97,6 +98,7 @@ class Exports:
     Args:
         number: the stable number of a key, from 1 to 2**21 - 1; asked once per tree, may block.
         refused: told of every mutation the plane refused.
+        taken: told of every snapshot that was laid ready and taken.
         explain: errno and text of what a gate raised.
         failed: told of a mutation its gate failed, with errno and text.
         ended: called when the mount is gone.
@@ -109,6 +111,7 @@ class Exports:
         number: Callable[[str], int],
         *,
         refused: Callable[[Event], None] = _ignore,
+        taken: Callable[[Event], None] = _ignore,
         explain: Callable[[BaseException, str], tuple[int, str]] = _errno_of,
         failed: Callable[[Event, int, str], None] | None = None,
         ended: Callable[[], None] | None = None,
@@ -117,6 +120,7 @@ class Exports:
         self.plane = plane
         self._number = number
         self._refused = refused
+        self._taken = taken
         self._explain = explain
         self._failed = failed
         self._ended = ended
@@ -208,6 +212,18 @@ class Exports:
         if shown is not None and shown.view.gate is not None:
             self.plane.arm(shown.number)
 
+    def prepare(self, key: str, preparation: Preparation | None) -> None:
+        """Lay the next snapshot of a view ready, or take back what was. From any thread."""
+        shown = self._by_key.get(key)
+        if shown is not None and shown.view.gate is not None:
+            shown.prepared = True
+            self.plane.prepare(shown.number, preparation)
+
+    def is_prepared(self, key: str) -> bool:
+        """Whether :meth:`prepare` was called since the view is shown."""
+        shown = self._by_key.get(key)
+        return shown is not None and shown.prepared
+
     async def serve(self) -> None:
         """Answer the plane's questions until cancelled."""
         async with trio.open_nursery() as nursery:
@@ -224,6 +240,8 @@ class Exports:
                 self._refused(event)
             elif event.kind is Kind.OPENED:
                 self.opened(event.nodeid)
+            elif event.kind is Kind.TAKEN:
+                self._taken(event)
             elif event.kind is Kind.ENDED:
                 if self._ended is not None:
                     self._ended()

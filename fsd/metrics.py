@@ -29,6 +29,8 @@ def _of_mount(site: Site) -> Iterator[of_store.Family]:
         yield "fsd_requests_total", "counter", "Requests of the kernel, by FUSE opcode.", rows
         rows = [({"opcode": str(code)}, float(count)) for code, count in now.asked.items()]
         yield "fsd_requests_forwarded_total", "counter", "Those that Python was asked.", rows
+        what = "Snapshots before a write that had been laid ready."
+        yield "fsd_snapshots_prepared_total", "counter", what, [({}, float(now.taken))]
     held = float(site.entries_held())
     yield (
         "fsd_entries_held",

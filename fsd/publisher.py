@@ -126,7 +126,7 @@ class Publisher:
         self._more, self._asked_for = trio.open_memory_channel[str](len(TABLES))
         self._stores: object = None
         self._plane = self._follow()
-        site.history.state.changed = self._state_changed
+        site.history.state.followers.append(self._state_changed)
         site.diffs.changed = self._layer_measured
 
     def _follow(self) -> Plane | None:

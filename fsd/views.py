@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from drivers.idmap import IDMappings
     from fsd.bursts import Bursts
     from fsd.exports import Exports, Gate
+    from fsd.plane import Preparation
     from store.store import Store
 
 PRIVATE = "private:"
@@ -70,6 +71,9 @@ class Views:
         self._store = store
         self.bursts = bursts
         self._specs: dict[str, ViewSpec] = {}
+        self._of_container: defaultdict[str, set[str]] = defaultdict(set)
+        self.shown: Callable[[str], object] = lambda container: None
+        """Told, in a thread, of a container that can be written from now on."""
         self._held: set[str] = set()
         self._beginning = trio.Lock()
         self._changing = threading.Lock()
@@ -95,8 +99,16 @@ class Views:
                 with suppress(OSError):  # the first write asks again, and tells
                     self.bursts.recall(spec.container)
             path = self._get(spec.layer_id) if spec.directory is None else spec.directory
-            self._specs[spec.key] = spec
-            return self.exports.export(self._view(spec, path))
+            self._know(spec)
+            node = self.exports.export(self._view(spec, path))
+        if spec.container and not spec.read_only and not self.exports.is_prepared(spec.key):
+            self.shown(spec.container)
+        return node
+
+    def _know(self, spec: ViewSpec) -> None:
+        self._specs[spec.key] = spec
+        if spec.container:
+            self._of_container[spec.container].add(spec.key)
 
     def _view(self, spec: ViewSpec, path: Path) -> View:
         gate = self._gate(spec)
@@ -131,9 +143,17 @@ class Views:
 
     def ask_again(self, container: str = "") -> None:
         """Let the next write to a container, or to any, be judged anew. From any thread."""
-        for key, spec in list(self._specs.items()):
-            if spec.container == container or not container:
-                self.exports.arm(key)
+        for key in self._keys(container) if container else list(self._specs):
+            self.exports.arm(key)
+
+    def prepare(self, container: str, preparation: Preparation | None) -> None:
+        """Lay the next snapshot of a container ready, or take back what was. From any thread."""
+        for key in self._keys(container):
+            self.exports.prepare(key, preparation)
+
+    def _keys(self, container: str) -> list[str]:
+        keys = list(self._of_container.get(container, ()))
+        return [key for key in keys if self._specs[key].container == container]
 
     async def release(self, layer_ids: Iterable[str]) -> None:
         """Let go of layers that are about to be removed; a view still wanted is exported anew."""
@@ -187,7 +207,7 @@ class Views:
         with self._changing:
             spec = replace(begin(), key=spec.key, shown=spec.shown, keeps_place=False)
             self.exports.exchange(self._view(spec, self._get(spec.layer_id)))
-            self._specs[spec.key] = spec
+            self._know(spec)
 
     def _gate(self, spec: ViewSpec) -> Gate | None:
         """What a write waits for: a snapshot, where the driver keeps any, or what the first write begins."""

@@ -160,6 +160,16 @@ class History:
             self._require_space()
             return self._take(found, None, reason, landed)
 
+    def record(self, container_id: str, name: str, reason: Reason = "write") -> Snapshot:
+        """Write down an automatic snapshot of which there is the copy; ``SnapshotUnknown``.
+
+        The copy was made in the driver's :meth:`~drivers.snapshots.Snapshots.home`, under a name like those
+        of :meth:`take`.
+        """
+        return self.table.record(
+            Snapshot(container_id=container_id, name=name, created_ns=time.time_ns(), reason=reason)
+        )
+
     def remove(self, container: str, name: str) -> None:
         """Delete a snapshot; ``ContainerUnknown``, ``SnapshotUnknown``, ``Pinned``."""
         container_id = self._container_id(container)

@@ -54,6 +54,8 @@ class SnapshotTable:
     def __init__(self, copies: Snapshots, state: State) -> None:
         self.copies = copies
         self.state = state
+        self.catch_up: Callable[[], object] = lambda: None
+        """Called before rows are read: writes down (:meth:`record`) what others of this process took."""
         self._epoch = 0
         self._recorded = threading.Condition()
         self._unrecorded: dict[object, str] = {}
@@ -119,6 +121,11 @@ class SnapshotTable:
                 time.sleep(_COURTESY)
             return self._record(snapshot, durable)
 
+    def record(self, snapshot: Snapshot, *, durable: bool = False) -> Snapshot:
+        """Write down a copy that is there; time and generation are its own. ``SnapshotUnknown``."""
+        with _translated(snapshot.container_id, snapshot.name):
+            return self._record(snapshot, durable)
+
     def _record(self, snapshot: Snapshot, durable: bool) -> Snapshot:
         facts = self.copies.describe(snapshot_key(snapshot.container_id, snapshot.name))
         taken = replace(snapshot, created_ns=facts.created_ns, generation=facts.generation)
@@ -143,6 +150,7 @@ class SnapshotTable:
 
     def _await_rows(self, container_id: str | None) -> None:
         """Return when the copies that are there now have their rows: who saw a write finds its snapshot."""
+        self.catch_up()
         with self._recorded:
             awaited = [ticket for ticket, its in self._unrecorded.items() if container_id in (None, its)]
             self._recorded.wait_for(lambda: not any(ticket in self._unrecorded for ticket in awaited))

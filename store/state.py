@@ -102,7 +102,7 @@ class State:
         self.path = Path(path)
         self._kept = kept
         self._db = Database(self.path)
-        self.changed: Callable[[str], object] = lambda obj: None
+        self.followers: list[Callable[[str], object]] = []
         """Told of each object, as ``containers/<id>``, about which this process wrote something down."""
 
     @property
@@ -113,6 +113,11 @@ class State:
     def close(self) -> None:
         """Close the file; a later call opens it again."""
         self._db.close()
+
+    def changed(self, obj: str) -> None:
+        """Tell the followers of an object."""
+        for told in self.followers:
+            told(obj)
 
     def reading(self) -> AbstractContextManager[None]:
         """A block in which this thread reads one state, and many rows cheaply."""
@@ -125,6 +130,11 @@ class State:
         where, values = ("WHERE container_id = ?", [container_id]) if container_id else ("", [])
         query = f"SELECT * FROM snapshots {where} ORDER BY created_ns, container_id, name"
         return [_snapshot(row) for row in self._rows(query, values)]
+
+    def latest_generations(self) -> dict[str, int]:
+        """The generation of each container's latest snapshot, as :meth:`snapshots` orders them."""
+        query = "SELECT container_id, generation FROM snapshots ORDER BY created_ns, name"
+        return {row["container_id"]: row["generation"] for row in self._rows(query, [])}
 
     def snapshot(self, container_id: str, name: str) -> Snapshot | None:
         """One snapshot, or ``None``."""

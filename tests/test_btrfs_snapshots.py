@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from drivers import syscalls
+from drivers import btrfs_ioctl, syscalls
 from drivers.btrfs import BtrfsDriver
 from drivers.errors import LayerMounted
 
@@ -63,6 +63,18 @@ def test_restore_of_a_mounted_layer_is_refused(driver: BtrfsDriver) -> None:
             driver.snapshots().restore("c/s", "layer")
     finally:
         syscalls.umount(root)
+
+
+def test_copy_made_at_home_by_one_ioctl_is_a_snapshot(driver: BtrfsDriver) -> None:
+    driver.create("layer")
+    snapshots = driver.snapshots()
+    home = snapshots.home()
+    (home / "c").mkdir(mode=0o700)
+    btrfs_ioctl.snapshot(driver.present("layer"), home / "c", "s", read_only=True)
+    assert list(snapshots.keys()) == ["c/s"]
+    assert snapshots.describe("c/s").generation == snapshots.generation("layer")
+    snapshots.remove("c/s")
+    assert list(home.iterdir()) == []
 
 
 def test_threads_take_and_remove_snapshots_of_one_container(driver: BtrfsDriver) -> None:

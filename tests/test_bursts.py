@@ -74,6 +74,16 @@ def test_policy_never_snapshots_twice_within_the_interval(burst: Burst, now: flo
     assert (verdict.burst.began == now) or not verdict.begins
 
 
+@given(
+    st.builds(Burst, *[st.none() | st.floats(0, 1e4) for _ in range(3)]),
+    st.floats(0, 2e4),
+)
+def test_policy_says_from_when_on_a_mutation_takes_a_snapshot(burst: Burst, now: float) -> None:
+    known = [time for time in (burst.began, burst.mutated, burst.snapshot) if time is not None]
+    if all(now >= time for time in known) and abs(now - POLICY.due(burst)) > 1e-6:
+        assert POLICY.judge(burst, now).snapshot is (now > POLICY.due(burst))
+
+
 @pytest.mark.parametrize(
     ("pause", "begins"), [(0.0, False), (59.9, False), (60.0, True), (3600.0, True), (-1.0, True)]
 )
@@ -203,6 +213,22 @@ def test_bursts_noise_passes_and_begins_nothing() -> None:
             await trio.sleep(1)
             await bursts.before("c", b"4913")  # nobody needs the state before it
             assert trio.current_time() == 1
+
+    simulate(main)
+
+
+def test_bursts_noise_lets_nothing_else_pass() -> None:
+    snapshots = Snapshots()
+
+    async def main() -> None:
+        bursts = snapshots.bursts()
+        await bursts.before("c", b".f.swp")
+        assert bursts.window("c") == (0.0, 0.0)
+        await bursts.before("c", b"f")
+        assert bursts.window("c") == (POLICY.quiet, pytest.approx(now() + POLICY.longest, abs=1))
+        await trio.sleep(POLICY.quiet)
+        await bursts.before("c", b".f.swp")
+        assert bursts.window("c") == (0.0, 0.0)
 
     simulate(main)
 

@@ -11,14 +11,13 @@ from fsd.plane.plane import (
     PUBLISHED_HANDLE,
     TOLD,
     UNLOOKED,
-    Event,
     Export,
-    Kind,
     Mode,
     Plane,
     Stats,
     number_of,
 )
+from fsd.plane.told import Event, Kind, Preparation, Taken
 
 __all__ = [
     "ASKED",
@@ -35,7 +34,9 @@ __all__ = [
     "Kind",
     "Mode",
     "Plane",
+    "Preparation",
     "Stats",
+    "Taken",
     "mount",
     "number_of",
     "unmount",

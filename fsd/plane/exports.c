@@ -125,6 +125,7 @@ static void export_free(struct plane *p, struct export *ex) {
         close(ex->mount);
     if (ex->root >= 0)
         close(ex->root);
+    prepared_drop(ex);
     free(ex);
 }
 
@@ -262,6 +263,7 @@ int fsd_unexport(plane *p, uint32_t number) {
     if (root) {
         ex->live = false;
         ex->pinned_root = NULL;
+        prepared_drop(ex);
         fd_drop_export(p, ex);
     }
     pthread_rwlock_unlock(&p->exports_lock);

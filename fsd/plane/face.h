@@ -20,6 +20,7 @@ typedef struct plane plane;
 #define FSD_NUMBER 3
 #define FSD_ENDED 4
 #define FSD_OPENED 5
+#define FSD_TAKEN 6
 
 typedef struct {
     int kind;
@@ -36,6 +37,23 @@ typedef struct {
     uint32_t handle_length;
     unsigned char handle[136];
 } fsd_event;
+
+/* All it takes to snapshot an export before the first write of a burst. Times are since the epoch. */
+typedef struct {
+    char holder[256];      /* the directory to make it in; made if it is missing */
+    int64_t not_before_ns;
+    int64_t quiet_ns;      /* as in fsd_disarm */
+    int64_t longest_ns;    /* how long mutations may pass afterwards */
+    uint64_t generation;   /* of what the latest one holds; 0: there is none */
+    double needed;         /* the part of the filesystem that has to be free */
+} fsd_preparation;
+
+/* A snapshot taken so. */
+typedef struct {
+    char holder[256];
+    char name[256];
+    int64_t when_ns;
+} fsd_taken;
 
 typedef struct {
     int device;
@@ -54,6 +72,7 @@ typedef struct {
     uint64_t requests;
     uint64_t forwarded;
     uint64_t parked;
+    uint64_t taken;
     uint64_t refused;
     uint64_t nodes;
     uint64_t files;
@@ -137,6 +156,12 @@ int fsd_sweep(plane *p, uint32_t *numbers, int room);
 int fsd_mode(plane *p, uint32_t number);
 int fsd_arm(plane *p, uint32_t number);
 int fsd_disarm(plane *p, uint32_t number, int64_t quiet_ns, int64_t until_ns);
+int fsd_prepare_in(plane *p, const char *directory);
+int fsd_prepare(plane *p, uint32_t number, const fsd_preparation *preparation);
+int fsd_unwritten(plane *p);
+int fsd_first_taken(plane *p, fsd_taken *taken);
+void fsd_written(plane *p);
+void fsd_await_taking(plane *p, const char *holder);
 int fsd_deny(plane *p, uint32_t pid, uint64_t started, uint64_t owner);
 int fsd_invalidate_entry(plane *p, uint64_t parent, const char *name);
 uint64_t fsd_child(plane *p, uint64_t parent, const char *name);

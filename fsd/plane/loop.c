@@ -293,7 +293,7 @@ static int start_one(struct plane *p, void *(*main)(void *)) {
 
 int loop_start(struct plane *p) {
     int error = 0;
-    p->workers = calloc((size_t)p->threads + 4, sizeof *p->workers);
+    p->workers = calloc((size_t)p->threads + 5, sizeof *p->workers);
     if (!p->workers)
         return -ENOMEM;
     for (int i = 0; i < p->threads && !error; i++)
@@ -307,6 +307,8 @@ int loop_start(struct plane *p) {
     if (!error)
         error = start_one(p, watchman_main);
     if (!error)
+        error = start_one(p, taker_main);
+    if (!error)
         error = thread_start(&p->pump, pump_main, p);
     p->pump_started = !error;
     return error;
@@ -317,6 +319,7 @@ void loop_stop(struct plane *p) {
     pthread_mutex_lock(&p->park_lock);
     p->stopping = true;
     pthread_cond_broadcast(&p->runnable_wake);
+    pthread_cond_broadcast(&p->taking.wake);
     pthread_mutex_unlock(&p->park_lock);
     notify_wake(p);
     turns_stop(p);

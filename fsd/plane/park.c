@@ -8,15 +8,9 @@
 #include <time.h>
 
 #define EVENTS_MAX 4096
-#define DYING_LOOK_NS 20000000L
+#define DYING_LOOK_NS 20000000
 
-static long now_ns(void) {
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME_COARSE, &now);
-    return now.tv_sec * 1000000000L + now.tv_nsec;
-}
-
-static void signal_python(struct plane *p) {
+void signal_python(struct plane *p) {
     uint64_t one = 1;
     if (write(p->event_fd, &one, sizeof one) < 0)
         return; /* the counter is full, so it is readable */
@@ -27,23 +21,23 @@ static bool is_waited_for(const fsd_event *event) {
     return event->kind != FSD_REFUSED && event->kind != FSD_OPENED;
 }
 
-/* Tell Python. What nothing waits for is dropped when nobody fetches it. */
-void event_push(struct plane *p, const fsd_event *event) {
-    struct event *item = malloc(sizeof *item);
+/* Tell Python, once it is signalled. What nothing waits for is dropped when nobody fetches it. */
+void event_push_locked(struct plane *p, const fsd_event *event) {
+    bool full = !is_waited_for(event) && p->event_count >= EVENTS_MAX;
+    struct event *item = full ? NULL : malloc(sizeof *item);
     if (!item)
         return;
     item->is = *event;
     item->next = NULL;
+    *(p->last_event ? &p->last_event->next : &p->events) = item;
+    p->last_event = item;
+    p->event_count++;
+}
+
+void event_push(struct plane *p, const fsd_event *event) {
     pthread_mutex_lock(&p->park_lock);
-    bool full = !is_waited_for(event) && p->event_count >= EVENTS_MAX;
-    if (!full) {
-        *(p->last_event ? &p->last_event->next : &p->events) = item;
-        p->last_event = item;
-        p->event_count++;
-    }
+    event_push_locked(p, event);
     pthread_mutex_unlock(&p->park_lock);
-    if (full)
-        free(item);
     signal_python(p);
 }
 
@@ -87,21 +81,44 @@ static fsd_event describe(const struct request *r, int kind, const struct export
     return event;
 }
 
-static int park(struct request *r, fsd_event *event) {
-    struct plane *p = r->plane;
+static struct parked *parked_new(const struct request *r, const fsd_event *event) {
     struct parked *item = malloc(sizeof *item + r->in->len);
     if (!item)
-        return -ENOMEM;
-    item->length = r->in->len;
-    item->interrupted = false;
+        return NULL;
+    *item = (struct parked){.event = *event, .length = r->in->len};
     memcpy(item->request, r->in, r->in->len);
+    return item;
+}
+
+static void tell_locked(struct plane *p, struct parked *item) {
+    item->along = false;
+    prepared_tell_locked(p);
+    event_push_locked(p, &item->event);
+}
+
+/* Wait for Python, or, if the event is about a mutation of an export, for a snapshot that was laid ready. */
+static int park(struct request *r, const fsd_event *event, struct export *ex) {
+    struct plane *p = r->plane;
+    struct parked *item = parked_new(r, event);
+    if (!item)
+        return -ENOMEM;
     pthread_mutex_lock(&p->park_lock);
-    item->ticket = event->ticket = ++p->next_ticket;
-    item->next = p->parked;
-    p->parked = item;
+    bool passes = ex && !atomic_load(&ex->armed); /* the snapshot was taken just now */
+    bool along = item->along = ex && !passes && prepared_covers_locked(p, ex);
+    if (!passes) {
+        item->ticket = item->event.ticket = ++p->next_ticket;
+        item->next = p->parked;
+        p->parked = item;
+        along ? (void)pthread_cond_signal(&p->runnable_wake) : tell_locked(p, item);
+    }
     pthread_mutex_unlock(&p->park_lock);
+    if (passes) {
+        free(item);
+        return 0;
+    }
     atomic_fetch_add(&p->parked_total, 1);
-    event_push(p, event);
+    if (!along)
+        signal_python(p);
     return PARK;
 }
 
@@ -112,7 +129,7 @@ int park_for_number(struct request *r, struct export *ex, const struct handle *r
     event.handle_length = 4 + root->length;
     memcpy(event.handle, &root->type, 4);
     memcpy(event.handle + 4, root->bytes, root->length);
-    return park(r, &event);
+    return park(r, &event, NULL);
 }
 
 static bool is_noise(const struct plane *p, const char *name) {
@@ -131,8 +148,8 @@ static int refuse(struct request *r, const struct export *ex, const char *name, 
 }
 
 /* Whether a mutation has to wait: the export is armed, or its burst is over. */
-static bool has_to_wait(struct export *ex, long now) {
-    long mutated = atomic_load(&ex->mutated_ns);
+static bool has_to_wait(struct export *ex, int64_t now) {
+    int64_t mutated = atomic_load(&ex->mutated_ns);
     if (atomic_load(&ex->armed))
         return true;
     if (now >= mutated && now - mutated < atomic_load(&ex->quiet_ns) && now < atomic_load(&ex->until_ns)) {
@@ -154,13 +171,13 @@ int gate(struct request *r, struct node *node, const char *name, const char *oth
     if (r->passed_gate && sealed)
         return refuse(r, ex, name, EROFS);
     if (r->passed_gate) {
-        atomic_store(&ex->mutated_ns, now_ns());
+        atomic_store(&ex->mutated_ns, epoch_ns());
         return 0;
     }
-    if (!has_to_wait(ex, now_ns()))
+    if (!has_to_wait(ex, epoch_ns()))
         return 0;
     fsd_event event = describe(r, FSD_PARKED, ex, name, other);
-    return park(r, &event);
+    return park(r, &event, sealed ? NULL : ex);
 }
 
 /* The same for a mutation of a node itself, known by the name it was last met under. */
@@ -186,7 +203,7 @@ int fsd_disarm(plane *p, uint32_t number, int64_t quiet_ns, int64_t until_ns) {
     if (ex) {
         atomic_store(&ex->quiet_ns, quiet_ns);
         atomic_store(&ex->until_ns, until_ns);
-        atomic_store(&ex->mutated_ns, now_ns());
+        atomic_store(&ex->mutated_ns, epoch_ns());
         atomic_store(&ex->armed, false);
     }
     pthread_rwlock_unlock(&p->exports_lock);
@@ -204,6 +221,46 @@ static struct parked *unpark_locked(struct plane *p, uint64_t ticket) {
     return NULL;
 }
 
+static void run_locked(struct plane *p, struct parked *item) {
+    struct parked **end = &p->runnable;
+    while (*end)
+        end = &(*end)->next;
+    item->next = NULL;
+    *end = item;
+    pthread_cond_signal(&p->runnable_wake);
+}
+
+/* Those who waited for what was laid ready, in the order they came. */
+static struct parked *those_along_locked(struct plane *p) {
+    struct parked *found = NULL;
+    for (struct parked **at = &p->parked, *item; (item = *at);) {
+        if (!item->along) {
+            at = &item->next;
+            continue;
+        }
+        *at = item->next;
+        item->next = found;
+        found = item;
+    }
+    return found;
+}
+
+/* Let them go on, or ask Python about each. */
+void park_settle_locked(struct plane *p, bool go) {
+    for (struct parked *item = those_along_locked(p), *next; item; item = next) {
+        next = item->next;
+        if (go) {
+            run_locked(p, item);
+            continue;
+        }
+        item->next = p->parked;
+        p->parked = item;
+        tell_locked(p, item);
+    }
+    if (!go)
+        signal_python(p);
+}
+
 static uint64_t unique_of(const struct parked *item) {
     return ((const struct fuse_in_header *)item->request)->unique;
 }
@@ -212,14 +269,8 @@ static uint64_t unique_of(const struct parked *item) {
 int fsd_resume(plane *p, uint64_t ticket, int error) {
     pthread_mutex_lock(&p->park_lock);
     struct parked *item = unpark_locked(p, ticket);
-    if (item && !error) {
-        item->next = NULL;
-        struct parked **end = &p->runnable;
-        while (*end)
-            end = &(*end)->next;
-        *end = item;
-        pthread_cond_signal(&p->runnable_wake);
-    }
+    if (item && !error)
+        run_locked(p, item);
     pthread_mutex_unlock(&p->park_lock);
     if (!item)
         return -ENOENT;
@@ -261,16 +312,16 @@ static bool end_dying_locked(struct plane *p) {
     return left;
 }
 
+/* Sleep until there may be something to do. */
 static void wait_for_runnable_locked(struct plane *p) {
-    if (!end_dying_locked(p)) {
+    int64_t left = prepared_patience_locked(p);
+    if (end_dying_locked(p) && (!left || left > DYING_LOOK_NS))
+        left = DYING_LOOK_NS;
+    if (!left) {
         pthread_cond_wait(&p->runnable_wake, &p->park_lock);
         return;
     }
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    long ns = until.tv_nsec + DYING_LOOK_NS;
-    until.tv_sec += ns / 1000000000L;
-    until.tv_nsec = ns % 1000000000L;
+    struct timespec until = after_ns(left);
     pthread_cond_timedwait(&p->runnable_wake, &p->park_lock, &until);
 }
 
@@ -347,6 +398,7 @@ int park_init(struct plane *p, const char *noise) {
     size_t lines = 1;
     pthread_mutex_init(&p->park_lock, NULL);
     pthread_cond_init(&p->runnable_wake, NULL);
+    prepared_init(p);
     for (const char *at = noise; *at; at++)
         lines += *at == '\n';
     p->noise = calloc(lines + 1, sizeof *p->noise);
@@ -370,6 +422,7 @@ void park_free(struct plane *p) {
             next = item->next;
             free(item);
         }
+    prepared_free(p);
     free(p->noise);
     free(p->noise_text);
     pthread_cond_destroy(&p->runnable_wake);

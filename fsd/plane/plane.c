@@ -143,6 +143,7 @@ void fsd_stats_read(plane *p, fsd_stats *stats) {
     *stats = (fsd_stats){.requests = atomic_load(&p->requests),
                          .forwarded = atomic_load(&p->forwarded),
                          .parked = atomic_load(&p->parked_total),
+                         .taken = atomic_load(&p->taking.count),
                          .refused = atomic_load(&p->refused),
                          .nodes = atomic_load(&p->node_count),
                          .files = atomic_load(&p->open_files),

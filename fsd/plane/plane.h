@@ -76,6 +76,7 @@ struct export {
     atomic_bool armed;
     atomic_uint epoch; /* counts what it has shown */
     atomic_long quiet_ns, until_ns, mutated_ns;
+    fsd_preparation *_Atomic prepared; /* of the next snapshot; NULL: that is Python's */
     atomic_long nodes;
     struct tree *trees;
     struct node *pinned_root;
@@ -161,13 +162,36 @@ struct parked {
     struct parked *next;
     uint64_t ticket;
     bool interrupted;
+    bool along; /* for a snapshot that needs nothing of Python, which was not told of this */
+    fsd_event event;
     uint32_t length;
-    unsigned char request[];
+    _Alignas(8) unsigned char request[];
 };
 
 struct event {
     struct event *next;
     fsd_event is;
+};
+
+struct taken {
+    struct taken *next;
+    fsd_taken is;
+};
+
+/* The snapshot that is being taken as it was laid ready, and those that were; under park_lock. */
+struct taking {
+    pthread_cond_t wake, done;
+    atomic_int directory; /* in which the directories with snapshots are; -1: not known yet */
+    uint32_t number;      /* of the export; 0: none is being taken */
+    int source;
+    fsd_preparation by;
+    int64_t since_ns;
+    bool told;   /* it takes long: those who wait were left to Python */
+    bool landed; /* those who wait go on, or are left to Python, at once */
+    struct taken *taken;
+    fsd_event news; /* of the latest, which Python was not told of; its kind is 0 otherwise */
+    atomic_int unwritten;
+    atomic_ulong count;
 };
 
 struct pending {
@@ -283,6 +307,7 @@ struct plane {
     pthread_mutex_t park_lock;
     pthread_cond_t runnable_wake;
     struct parked *parked, *runnable;
+    struct taking taking;
     char *noise_text;
     struct event *events, *last_event;
     uint32_t event_count;
@@ -435,9 +460,21 @@ void deny_lister(struct plane *p, uint32_t pid, uint64_t owner);
 int park_for_number(struct request *r, struct export *ex, const struct handle *root);
 bool park_interrupt(struct plane *p, uint64_t unique);
 void event_push(struct plane *p, const fsd_event *event);
+void event_push_locked(struct plane *p, const fsd_event *event);
+void signal_python(struct plane *p);
+void park_settle_locked(struct plane *p, bool go);
 void park_run_ready(struct worker *w);
 int park_init(struct plane *p, const char *noise);
 void park_free(struct plane *p);
+
+/* prepared.c */
+void prepared_init(struct plane *p);
+void prepared_free(struct plane *p);
+void prepared_drop(struct export *ex);
+bool prepared_covers_locked(struct plane *p, struct export *ex);
+int64_t prepared_patience_locked(struct plane *p);
+void prepared_tell_locked(struct plane *p);
+void *taker_main(void *argument);
 
 void latency_start(struct plane *p, bool wanted);
 void latency_tick(struct plane *p, uint64_t requests);
@@ -477,6 +514,8 @@ bool forward_pending(struct plane *p, uint64_t unique);
 void forward_free(struct plane *p);
 int thread_start(pthread_t *thread, void *(*main)(void *), void *argument);
 int64_t monotonic_ns(void);
+int64_t epoch_ns(void);
+struct timespec after_ns(int64_t ns);
 void *pump_main(void *argument);
 
 /* published.c: what is taken is locked until it is given back */

@@ -18,10 +18,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fsd.plane import _plane
+from fsd.plane.told import Event, event_of, nanoseconds, preparation_of, taken_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from fsd.plane.told import Preparation, Taken
 
 OURS = 1 << 62
 """Set in every node id of an exported tree."""
@@ -50,40 +53,6 @@ ENTRY = struct.Struct("<QQq12I")
 ASKED, UNLOOKED, LISTED, GUARDED, TOLD = 1, 2, 4, 8, 16
 """Its flags: ``FSD_ASKED`` …"""
 
-OPERATIONS = {
-    4: "setattr",
-    6: "symlink",
-    8: "mknod",
-    9: "mkdir",
-    10: "unlink",
-    11: "rmdir",
-    12: "rename",
-    13: "link",
-    14: "open",
-    21: "setxattr",
-    24: "removexattr",
-    35: "create",
-    39: "ioctl",
-    43: "fallocate",
-    45: "rename",
-    51: "create",
-}
-
-
-class Kind(enum.IntEnum):
-    """What an event is about."""
-
-    PARKED = 1
-    """A mutation waits for :meth:`Plane.resume`."""
-    REFUSED = 2
-    """A mutation was refused with ``error``."""
-    NUMBER = 3
-    """A request met a nested subvolume that has no number yet, and waits."""
-    ENDED = 4
-    """The mount is gone."""
-    OPENED = 5
-    """The :data:`TOLD` directory ``nodeid`` was opened."""
-
 
 class Mode(enum.IntEnum):
     """How the nodes of an export are reopened when no descriptor of them is kept."""
@@ -94,23 +63,6 @@ class Mode(enum.IntEnum):
     """By a file handle kept for each node."""
     NAME = 2
     """By the names that lead to it, where file handles cannot be opened: four calls an entry."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """Something Python is told. ``number`` is the export's, ``names`` the entries touched."""
-
-    kind: Kind
-    ticket: int
-    nodeid: int
-    number: int
-    operation: str
-    names: tuple[bytes, ...]
-    pid: int
-    uid: int
-    gid: int
-    error: int
-    handle: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +80,8 @@ class Stats:
     requests: int
     forwarded: int
     parked: int
+    taken: int
+    """Snapshots that were laid ready and taken."""
     refused: int
     nodes: int
     files: int
@@ -305,14 +259,46 @@ class Plane:
 
     def disarm(self, number: int, *, quiet: float, until: float) -> None:
         """Let mutations pass until none came for ``quiet`` seconds, or until a time (since the epoch)."""
-        _plane.lib.fsd_disarm(self._c, number, _ns(quiet), _ns(until))
+        _plane.lib.fsd_disarm(self._c, number, nanoseconds(quiet), nanoseconds(until))
+
+    def prepare_in(self, directory: Path) -> None:
+        """Say in which directory the holders of snapshots are.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        error = _plane.lib.fsd_prepare_in(self._c, os.fsencode(directory))
+        if error < 0:
+            raise OSError(-error, os.strerror(-error), str(directory))
+
+    def prepare(self, number: int, preparation: Preparation | None) -> None:
+        """Lay the next snapshot of an export ready, or take back what was; nothing happens if it is gone."""
+        _plane.lib.fsd_prepare(self._c, number, preparation_of(preparation))
+
+    def unwritten(self) -> int:
+        """How many snapshots were taken so and are not :meth:`written` down."""
+        return int(_plane.lib.fsd_unwritten(self._c)) if self._c else 0
+
+    def first_taken(self) -> Taken | None:
+        """The oldest of them."""
+        found = _plane.ffi.new("fsd_taken *")
+        return taken_of(found) if _plane.lib.fsd_first_taken(self._c, found) else None
+
+    def written(self) -> None:
+        """The oldest of them is written down."""
+        _plane.lib.fsd_written(self._c)
+
+    def await_taking(self, holder: str = "") -> None:
+        """Wait, with others running, while one of that holder, or any, is being taken."""
+        if self._c:
+            _plane.lib.fsd_await_taking(self._c, os.fsencode(holder))
 
     def events(self) -> Iterator[Event]:
         """What happened since the last call, oldest first."""
         with contextlib.suppress(BlockingIOError):
             os.read(self.events_fd, 8)
         while _plane.lib.fsd_next_event(self._c, self._event):
-            yield _event(self._event)
+            yield event_of(self._event)
 
     def resume(self, ticket: int, error: int = 0) -> None:
         """Let a parked request go on, or fail it with an errno."""
@@ -400,7 +386,7 @@ class Plane:
             parent,
             owner,
             generation,
-            _ns(lasts),
+            nanoseconds(lasts),
             subvolume,
             transaction,
         )
@@ -470,27 +456,6 @@ def _enlarge(end: socket.socket) -> None:
         end.setsockopt(socket.SOL_SOCKET, force, 4 << 20)
     except PermissionError:
         end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
-
-
-def _event(found: object) -> Event:
-    names = [_plane.ffi.string(found.name[at]) for at in range(found.names)]  # type: ignore[attr-defined]
-    return Event(
-        kind=Kind(found.kind),  # type: ignore[attr-defined]
-        ticket=found.ticket,  # type: ignore[attr-defined]
-        nodeid=found.nodeid,  # type: ignore[attr-defined]
-        number=found.number,  # type: ignore[attr-defined]
-        operation=OPERATIONS.get(found.opcode, str(found.opcode)),  # type: ignore[attr-defined]
-        names=tuple(names),
-        pid=found.pid,  # type: ignore[attr-defined]
-        uid=found.uid,  # type: ignore[attr-defined]
-        gid=found.gid,  # type: ignore[attr-defined]
-        error=found.error,  # type: ignore[attr-defined]
-        handle=bytes(_plane.ffi.buffer(found.handle, found.handle_length)),  # type: ignore[attr-defined]
-    )
-
-
-def _ns(seconds: float) -> int:
-    return int(min(seconds * 1e9, 2.0**62))
 
 
 def _default_slots() -> int:

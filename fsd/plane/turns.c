@@ -15,6 +15,23 @@ int64_t monotonic_ns(void) {
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+/* The same since the epoch. */
+int64_t epoch_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME_COARSE, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* When a wait ends that lasts so long, for pthread_cond_timedwait. */
+struct timespec after_ns(int64_t ns) {
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    ns += until.tv_nsec;
+    until.tv_sec += ns / 1000000000;
+    until.tv_nsec = ns % 1000000000;
+    return until;
+}
+
 void turns_init(struct plane *p) {
     pthread_mutex_init(&p->turn_lock, NULL);
     pthread_cond_init(&p->turn_free, NULL);

@@ -25,7 +25,7 @@ import pyfuse3
 import trio
 
 from fsd.exports import Exports, View
-from fsd.plane import Plane, mount, unmount
+from fsd.plane import Event, Plane, Preparation, mount, unmount
 from tests.support import syscalls
 
 if TYPE_CHECKING:
@@ -80,6 +80,9 @@ class Setup:
     plane: dict[str, Any] = field(default_factory=dict)
     frozen: tuple[str, ...] = ()
     gated: bool = True
+    prepared: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Snapshots laid ready: by view what of a preparation is not as usual; they are made in ``snapshots``."""
+    snapshots: str = ""
     administrator: bool = True  # serve with CAP_SYS_ADMIN
 
 
@@ -147,6 +150,11 @@ class RootfsMount:
         path = self._scratch / "gates"
         return [tuple(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
 
+    def taken(self) -> list[str]:
+        """Snapshots the plane took that were laid ready: holder and name."""
+        path = self._scratch / "taken"
+        return path.read_text().splitlines() if path.exists() else []
+
     def stats(self) -> dict[str, Any]:
         """The plane's figures, and in "modes" how each view's nodes were reopened: of now, or of its end."""
         path = self._scratch / "stats"
@@ -195,10 +203,17 @@ class _Operations(pyfuse3.Operations):
         super().__init__()
         self.scratch = scratch = Path(setup.scratch)
         self._refuse = scratch / "refuse"
+        self._prepared = dict(setup.prepared)
         self._log = (scratch / "gates").open("a", buffering=1)
         self.exports = Exports(
-            plane, _Numbers(scratch / "numbers"), ended=pyfuse3.terminate, by_name=not setup.use_handles
+            plane,
+            _Numbers(scratch / "numbers"),
+            taken=self._taken,
+            ended=pyfuse3.terminate,
+            by_name=not setup.use_handles,
         )
+        if setup.snapshots:
+            plane.prepare_in(Path(setup.snapshots))
         self._views = {
             os.fsencode(name): View(
                 key=name,
@@ -221,10 +236,22 @@ class _Operations(pyfuse3.Operations):
 
         return gate
 
+    def _taken(self, event: Event) -> None:
+        with (self.scratch / "taken").open("a") as log:
+            log.write(" ".join(map(os.fsdecode, event.names)) + "\n")
+
+    def _lay_ready(self, view: str) -> None:
+        """Once for each view, when it is first looked at."""
+        given = self._prepared.pop(view, None)
+        if given is not None:
+            usual = {"holder": view, "not_before": 0.0, "quiet": 60.0, "longest": 300.0, "generation": 0}
+            self.exports.prepare(view, Preparation(**usual | {"needed": 0.0} | given))
+
     def _entry(self, view: View) -> pyfuse3.EntryAttributes:
         """Only the node id counts: the plane fills in the rest."""
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = pyfuse3.InodeT(self.exports.export(view))
+        self._lay_ready(view.key)
         entry.st_mode = pyfuse3.ModeT(stat.S_IFDIR)
         entry.entry_timeout = 0
         return entry
