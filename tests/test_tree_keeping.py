@@ -294,9 +294,9 @@ def test_what_is_written_past_the_mount_is_snapshot_by_the_timer(serve, store, h
                 before = snapshots(tree, "b")  # a look may have begun before the choice
         assert stays(lambda: reasons(tree, "a") == ["timer"] * 2, 1.5)  # nothing changed since
         assert snapshots(tree, "b") == before
-        (tree.path / "containers/a/rootfs/file").write_text("a write so soon after is in the same burst")
-        assert reasons(tree, "a") == ["timer"] * 2
         newest = max(snapshots(tree, "a"))
+        (tree.path / "containers/a/rootfs/file").write_text("a write so soon after is in the same burst")
+        assert set(reasons(tree, "a")) == {"timer"}  # which is due again
         assert (tree.path / "containers/a/snapshots" / newest / "rootfs/file").read_text() == "1"
 
 
