@@ -32,6 +32,7 @@ _FEATURES_ASKED: Final = bytes(24)
 _NEVER: Final = 2**63
 _FIEMAP_WHOLE: Final = struct.pack("=QQLLLL", 0, 2**64 - 1, 1, 0, 0, 0)
 """``struct fiemap`` for the whole file with ``FIEMAP_FLAG_SYNC`` and no room for an answer."""
+_FIEMAP_COUNT: Final = struct.pack("=QQLLLL", 0, 2**64 - 1, 0, 0, 0, 0)
 
 
 def filesystem(fd: int) -> UUID | None:
@@ -58,6 +59,15 @@ def settle(fd: int) -> int:
     """
     fcntl.ioctl(fd, FIEMAP, _FIEMAP_WHOLE)
     return generation(fd)
+
+
+def extents(fd: int) -> int:
+    """In how many pieces the content of a file is on the disk; 0 where the filesystem does not tell."""
+    try:
+        answer = fcntl.ioctl(fd, FIEMAP, _FIEMAP_COUNT)
+    except OSError:
+        return 0
+    return int.from_bytes(answer[20:24], sys.byteorder)
 
 
 def generation(fd: int) -> int:

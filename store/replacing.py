@@ -9,7 +9,8 @@ where the tree was made such that no fsync(2) gets anything to the disk without 
 (:meth:`drivers.base.Driver.precedes`) one commit is enough for all.
 
 Content that stays is not written again: it is copied from the present file, which shares the blocks where
-the filesystem can.
+the filesystem can. A commit takes longer with every piece that is shared, though, so what has many is written
+as one again.
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
-_BLOCK: Final = 4096
-_WORTH_SHARING: Final = 32 << 10
+_GRAIN: Final = 64 << 10
+"""Bytes, a multiple of any filesystem's blocks: the pieces in which a growing file is shared."""
+_PIECES_MAX: Final = 16
+_WORTH_SHARING: Final = 2 * _GRAIN
 """Bytes; less is written faster than shared."""
 
 
@@ -128,16 +131,16 @@ def _write(fd: int, data: bytes) -> None:
 def _copy(kept: Kept, fd: int) -> bool:
     """Copy what stays; whether that can be done at all.
 
-    Only whole blocks can be shared. The rest is copied by hand: the kernel would wait until the present file
-    is on the disk.
+    The rest that makes no whole piece is copied by hand: blocks could be shared only whole, and for the last
+    one the kernel would wait until the present file is on the disk.
     """
     try:
         source = os.open(kept.path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
-        left = whole = kept.size // _BLOCK * _BLOCK
-        if file_state_of(source) != kept.state:
+        left = whole = kept.size // _GRAIN * _GRAIN
+        if file_state_of(source) != kept.state or btrfs_commits.extents(source) > _PIECES_MAX:
             return False
         while left:
             done = os.copy_file_range(source, fd, left)

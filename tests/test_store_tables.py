@@ -297,14 +297,14 @@ def test_peer_change_is_read_by_what_changed(store, options, monkeypatch):
 
 def test_large_table_keeps_its_beginning_when_records_are_added(store, options):
     """More than what is copied at once, with text of several bytes a character, at every kind of change."""
-    first = store.create_layer(names=["é" * 40_000])
+    first = store.create_layer(names=["é" * 100_000])
     layers = [store.create_layer(names=[f"ü{number}"]) for number in range(3)]
     store.set_names(layers[2].id, ["ö" * 5000])
     store.delete_layer(layers[1].id)
     store.create_container(names=["c"])
     with Store(options) as fresh:
         assert fresh.layers() == store.layers()
-        assert fresh.layer(first.id).names == ("é" * 40_000,)
+        assert fresh.layer(first.id).names == ("é" * 100_000,)
     store.set_names(first.id, ["short"])
     data = table(store, "layers").read_bytes()
     assert json.loads(data)[0]["names"] == ["short"]
