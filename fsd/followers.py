@@ -97,6 +97,10 @@ async def _follow_tables(site: Site, inodes: Inodes, publisher: Publisher) -> No
         while True:
             with trio.move_on_after(SAVING_SECONDS if saving else WATCH_SECONDS):
                 await _next_change(watch)
+            if site.store.saving and not saving:
+                await trio.sleep(
+                    SAVING_SECONDS
+                )  # by then it waits for the disk, and no more for the interpreter
             saving = site.store.saving  # our own change, which shows when it is saved: look again soon
             now = site.now
             if now is not before:
