@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import os
 import subprocess
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,7 +23,6 @@ from tests.support.rootfs_samples import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 WRITERS = 64
 PATIENCE = 30
@@ -34,6 +35,12 @@ def btrfs_root(run_dir: Path) -> Iterator[Path]:
     features.require("btrfs")
     with loops.loop_mount(run_dir, "prepared", mkfs=("mkfs.btrfs", "-q"), size=512 << 20) as point:
         yield point
+
+
+@pytest.fixture
+def tmp_path(run_dir: Path) -> Path:
+    """A directory beside the filesystem that is frozen, which the next run sweeps if this one is killed."""
+    return Path(tempfile.mkdtemp(dir=run_dir))
 
 
 @contextmanager
