@@ -113,13 +113,16 @@ class BtrfsDriver(BtrfsChanges, Driver):
             if home == self.home:
                 make_private(home)
             (home / "subvolumes").mkdir(mode=0o700, exist_ok=True)
-            for scratch in (home / "fsd" / "tmp", *([self.older] if home == self.home else [])):
-                try:
-                    scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
-                    self._sweep(scratch)
-                except OSError as error:
-                    if error.errno != errno.EROFS:  # reading needs none of this
-                        raise
+            self._prepare_scratch(home / "fsd" / "tmp")
+        self._prepare_scratch(self.older)
+
+    def _prepare_scratch(self, scratch: Path) -> None:
+        try:
+            scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._sweep(scratch)
+        except OSError as error:
+            if error.errno != errno.EROFS:  # reading needs none of this
+                raise
 
     def _sweep(self, scratch: Path) -> None:
         """Remove copies a crash left; a young one may be of a process this one cannot see."""
@@ -223,8 +226,10 @@ class BtrfsDriver(BtrfsChanges, Driver):
         path = self.path_of(layer_id)
         if creation.in_image_store and not os.path.lexists(path):
             path = self._directories[-1] / layer_id
-        made = path if source is not None else self._make_aside(path, creation)
-        if source is not None:
+        if source is None:
+            made = self._make_aside(path, creation)
+        else:
+            made = path
             self._make_snapshot(path, source)
         if source is None or size or creation.mount_label:  # a mere snapshot is committed when it is made
             self._uncommitted.add(layer_id)
