@@ -26,9 +26,18 @@ def own_start(pid: int) -> str:
     return started(pid)
 
 
+def stat_fields(pid: int) -> list[str]:
+    """``/proc/PID/stat`` from its third field on: before it is the command's name, which may hold anything.
+
+    Raises:
+        OSError: there is no such process.
+    """
+    return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+
+
 def started(pid: int) -> str:
     """Start time of a process in clock ticks since boot (proc_pid_stat(5) field 22), empty if gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+        return stat_fields(pid)[19]
     except (FileNotFoundError, ProcessLookupError):
         return ""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 
+from drivers.processes import stat_fields
+
 _PENDING = (b"SigPnd:", b"ShdPnd:")
 _BLOCKED = (b"SigBlk:", b"SigIgn:")
 _STAT_FLAGS, _STAT_EXIT_CODE = 9 - 3, 52 - 3
-"""Fields of ``/proc/PID/stat``, counted after the command's name, which is the second of them."""
+"""Places in :func:`~drivers.processes.stat_fields` of fields 9 and 52."""
 _PF_EXITING = 0x4
 """<linux/sched.h>; descriptors are closed after it is set, and the exit code too."""
 _SIGNAL = 0x7F
@@ -59,8 +61,7 @@ def _flags(lines: list[bytes]) -> int:
 def was_killed(pid: int) -> bool:
     """Whether a process is ending because of a signal; false where that cannot be seen."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
+        fields = stat_fields(pid)
     except OSError:
         return False
     return bool(int(fields[_STAT_FLAGS]) & _PF_EXITING and int(fields[_STAT_EXIT_CODE]) & _SIGNAL)

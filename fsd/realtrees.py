@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyfuse3 import InodeT, RequestContext
 
+from drivers.processes import stat_fields
 from fsd.errnos import Failure
 from fsd.inodes import REAL_TREES
 from fsd.views import PRIVATE, owner_number
@@ -161,7 +162,6 @@ def _deny(views: Views, pid: int, owner: str) -> None:
 def _started(pid: int) -> int:
     """Start time of a process in clock ticks (proc(5), field 22), which tells a reused pid apart."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as found:
-            return int(found.read().rpartition(b")")[2].split()[19])
+        return int(stat_fields(pid)[19])
     except (OSError, IndexError, ValueError):
         return 0

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from drivers.processes import stat_fields
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -47,10 +49,9 @@ def directory(runroot: Path) -> Path:
 def start_ticks(pid: int) -> int:
     """When ``pid`` began, in clock ticks after boot; 0 when there is no such process, or it is a zombie."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+        fields = stat_fields(pid)
     except OSError:
         return 0
-    fields = text.rpartition(")")[2].split()
     return 0 if fields[0] in "ZX" else int(fields[19])
 
 
