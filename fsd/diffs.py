@@ -9,7 +9,6 @@ last was) until the background has measured it. Reading always compares when not
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import OrderedDict
@@ -29,7 +28,6 @@ from store.virtual import of_stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from drivers.base import Compared
     from drivers.tarindex import SeekableDiff
@@ -250,7 +248,7 @@ def _stamp_of(new: int, old: int) -> int:
 
 def exact_archive(store: Store, layer: Layer) -> Content | None:
     """The archive a layer was made from, byte for byte; ``None`` where it cannot be rebuilt."""
-    if not layer.diff_digest or not _tar_split(store, layer):
+    if not has_exact_archive(store, layer):
         return None
     file = of_stream(layer.diff_size, partial(store.diff, layer.id, compression=Compression.NONE))
     return Archive(file, partial(_index, store, layer))
@@ -258,23 +256,12 @@ def exact_archive(store: Store, layer: Layer) -> Content | None:
 
 def has_exact_archive(store: Store, layer: Layer) -> bool:
     """Whether :func:`exact_archive` gives one."""
-    return bool(layer.diff_digest) and store.has_tar_split(layer.id)
-
-
-def _tar_split(store: Store, layer: Layer) -> str:
-    return next((str(path) for path in store.tar_split_paths(layer.id) if _size_of(path) > 0), "")
-
-
-def _size_of(path: Path) -> int:
-    try:
-        return os.stat(path).st_size
-    except FileNotFoundError:
-        return 0
+    return bool(layer.diff_digest and store.find_tar_split(layer.id))
 
 
 @contextmanager
 def _index(store: Store, layer: Layer) -> Iterator[SeekableDiff]:
     from drivers.tarindex import SeekableDiff
 
-    with store.driver.mounted(layer.id) as root, SeekableDiff(_tar_split(store, layer), root) as index:
+    with store.driver.mounted(layer.id) as root, SeekableDiff(store.find_tar_split(layer.id), root) as index:
         yield index

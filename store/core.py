@@ -19,7 +19,7 @@ from drivers.errors import LayerUnknown as DriverLayerUnknown
 from store.catalog import Catalog
 from store.config import StoreOptions, load_options
 from store.containers import ContainerDraft, ContainerTable
-from store.durable import remove_tree
+from store.durable import file_state, remove_tree
 from store.errors import BadValue, IncompleteOptions, LockTimeout, StoreReadOnly
 from store.images import ImageDraft, ImageTable
 from store.layers import LayerDraft, LayerTable, LayerView, MountView
@@ -380,18 +380,20 @@ class StoreCore:
         path, split = self.tables.layers.directory / name, self.split_directory("layers")
         return split / name if split is not None and not path.exists() and (split / name).exists() else path
 
-    def has_tar_split(self, layer_id: str) -> bool:
-        """Whether some store has tar-split data of a layer."""
-        homes = [self.tables.layers.directory, *(tables.layers.directory for tables in self.additional)]
-        split = self.split_directory("layers")
-        if split is not None:
-            homes.append(split)
-        return any(_size_of(f"{home}/{layer_id}.tar-split.gz") > 0 for home in homes)
+    def find_tar_split(self, layer_id: str) -> str:
+        """The path of a layer's tar-split data; empty where no store has any."""
+        return next((path for path in self._tar_splits(layer_id) if file_state(path).size > 0), "")
 
     def tar_split_paths(self, layer_id: str) -> list[Path]:
         """Where a layer's tar-split data may be, in all stores."""
-        homes = [*self.table_directories("layers"), *(tables.layers.directory for tables in self.additional)]
-        return [home / f"{layer_id}.tar-split.gz" for home in homes]
+        return [Path(path) for path in self._tar_splits(layer_id)]
+
+    def _tar_splits(self, layer_id: str) -> list[str]:
+        """These paths as text: listings ask for many, and making a ``Path`` costs more than a stat."""
+        split = self.split_directory("layers")
+        homes = [self.tables.layers.directory, *([] if split is None else [split])]
+        homes += [tables.layers.directory for tables in self.additional]
+        return [f"{home}/{layer_id}.tar-split.gz" for home in homes]
 
     def digest_lock(self, digest: str) -> LockFile:
         """The lock tools take while they fetch the blob of that digest; ``GetDigestLock``.
@@ -412,11 +414,3 @@ class StoreCore:
     def layer_views(self) -> list[LayerView]:
         """The layers of the primary store, then those of additional stores, without locks."""
         return [tables.layers.peek() for tables in (self.tables, *self.additional)]
-
-
-def _size_of(path: str) -> int:
-    """Bytes of a file, 0 where there is none."""
-    try:
-        return os.stat(path).st_size
-    except FileNotFoundError:
-        return 0

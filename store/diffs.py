@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 from drivers.base import Change, Compression
 from drivers.idmap import IDMappings
 from store.attributes import Attributes
-from store.durable import file_state
 from store.errors import LayerUnknown, SizeUnknown
 from store.mounts import Mounts
 
@@ -78,8 +77,8 @@ class Diffs(Mounts, Attributes):
 
     def _exact(self, layer: Layer) -> BinaryIO | None:
         """The archive a layer was made from; ``None`` when its tar-split was not kept."""
-        path = next((path for path in self.tar_split_paths(layer.id) if file_state(path).size > 0), None)
-        if path is None:
+        path = self.find_tar_split(layer.id)
+        if not path:
             return None
         import gzip  # these are slow, and only archives need them
 

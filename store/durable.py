@@ -25,7 +25,7 @@ def state_of(st: os.stat_result) -> FileState:
     return FileState(st.st_dev, st.st_ino, st.st_mtime_ns, st.st_size)
 
 
-def file_state(path: Path) -> FileState:
+def file_state(path: Path | str) -> FileState:
     """The version of ``path`` now; :data:`ABSENT` when there is none."""
     try:
         return state_of(os.stat(path))

@@ -45,7 +45,7 @@ def test_every_public_method_is_in_the_table():
         "add_layer_data", "additional_tables", "adjust_owners", "ask_guard", "can_shift", "catalog",
         "check_image_unused", "check_writable", "check_layer_unused", "clean_incomplete", "clean_staging",
         "data_directory", "driver_texts", "discard_layer", "drop_half_written", "fill_layer", "grow_layer",
-        "grow_tree", "has_tar_split", "held", "image_layer_for", "layer_directory", "layer_in",
+        "find_tar_split", "grow_tree", "held", "image_layer_for", "layer_directory", "layer_in",
         "layer_mappings", "layer_of", "layer_views", "mounts_now", "object_of", "parent_layer",
         "run_directory",
         "leftover_paths", "put_found", "settle_mappings", "split_directory", "staged_ids",
