@@ -71,7 +71,6 @@ class Prepared:
             site.history.state.followers.append(self._state_changed)
             views.bursts.changed = self.changed
             views.shown = self.prepare
-            site.retimed.append(self._retime)
 
     # -- laying ready --------------------------------------------------------------------------
 
@@ -132,11 +131,6 @@ class Prepared:
     def _state_changed(self, obj: str) -> None:
         container = obj.removeprefix(_CONTAINERS)
         if container != obj and container in self._generations:
-            self.changed(container)
-
-    def _retime(self) -> None:
-        """Other settings are in force."""
-        for container in list(self._generations):
             self.changed(container)
 
     def _look(self) -> None:
