@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import trio
 
 from fsd.errnos import errno_of
-from fsd.settings import load_settings, settings_fingerprint, settings_path
+from fsd.settings import load_settings, settings_path
 from fsd.watch import ANYTHING, Watch
 from store.config import fingerprint, watched_directories
+from store.durable import file_state
 from store.errors import BadValue
 
 if TYPE_CHECKING:
@@ -59,8 +60,12 @@ async def _reload(site: Site, load: Callable[[], StoreOptions]) -> None:
         log.info("settings read: %s", settings.source or "there is no fsd.toml")
 
 
-def _fingerprints(site: Site) -> tuple[object, object]:
-    return fingerprint(), settings_fingerprint(settings_path(site.store.options))
+def _fingerprints(site: Site) -> tuple[object, ...]:
+    path = settings_path(site.store.options)
+    try:
+        return fingerprint(), path, file_state(path)
+    except OSError:  # it cannot be looked at; reading it tells why
+        return fingerprint(), path
 
 
 async def _difference(site: Site, known: object) -> None:
@@ -82,13 +87,9 @@ def reload_options(site: Site, load: Callable[[], StoreOptions]) -> None:
     try:
         done = site.store.reload_options(load())
     except Exception as error:
-        number = errno_of(error)
-        if number is None:
+        if errno_of(error) is None:
             log.exception("the configuration cannot be taken over")
-        text = f"the configuration was not taken over, everything stays as it was: {error}"
-        site.unread_options = str(error)
-        site.errors.note("reload", "control/config", number or errno.EIO, text)
-        log.warning("%s", text)
+        site.unread_options = _told(site, "the configuration", error)
         return
     site.unread_options, site.pending_options = "", done.pending
     log.info("configuration read: changed %s", ", ".join(done.changed) or "nothing")
@@ -101,10 +102,15 @@ def read_settings(site: Site) -> Settings | None:
     try:
         settings = load_settings(settings_path(site.store.options))
     except (BadValue, OSError) as error:
-        text = f"fsd.toml was not taken over, everything stays as it was: {error}"
-        site.unread_settings = str(error)
-        site.errors.note("reload", "control/config", errno_of(error) or errno.EIO, text)
-        log.warning("%s", text)
+        site.unread_settings = _told(site, "fsd.toml", error)
         return None
     site.unread_settings = ""
     return settings
+
+
+def _told(site: Site, what: str, error: Exception) -> str:
+    """Let people know that something could not be taken over; why not."""
+    text = f"{what} was not taken over, everything stays as it was: {error}"
+    site.errors.note("reload", "control/config", errno_of(error) or errno.EIO, text)
+    log.warning("%s", text)
+    return str(error)

@@ -135,15 +135,6 @@ def load_settings(path: Path) -> Settings:
     return parse_settings(text, str(path))
 
 
-def settings_fingerprint(path: Path) -> object:
-    """Differs from one taken earlier if :func:`load_settings` would read something else."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return str(path), status.st_ino, status.st_size, status.st_mtime_ns
-
-
 def waits_for_a_start(before: Settings, now: Settings) -> tuple[str, ...]:
     """The keys, as ``section.key``, that differ and that a mount cannot change."""
     pairs = {
