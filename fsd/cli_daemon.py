@@ -167,9 +167,10 @@ def _iso(seconds: float) -> str:
 def show_health(args: argparse.Namespace) -> int:
     """``fsd health``: one line a check; exit 1 when any says ``fail``."""
     options = store_options(args)
-    checks = [*_daemon_checks(options), *_pool_checks(options), *_store_checks(args, options)]
-    if any((name, result) == ("mount", "ok") for name, result, _ in checks):
-        checks += _told_by_the_daemon(options, {name for name, _, _ in checks})
+    running = runfile.read(Path(options.runroot))
+    checks = [*_daemon_checks(running), *_pool_checks(options), *_store_checks(args, options)]
+    if running is not None and ("mount", "ok") in [check[:2] for check in checks]:
+        checks += _told_by_the_daemon(running, {name for name, _, _ in checks})
     if args.json:
         output.print_json([{"check": name, "result": result, "text": text} for name, result, text in checks])
     else:
@@ -180,8 +181,7 @@ def show_health(args: argparse.Namespace) -> int:
 Check = tuple[str, str, str]
 
 
-def _daemon_checks(options: StoreOptions) -> list[Check]:
-    running = runfile.read(Path(options.runroot))
+def _daemon_checks(running: Running | None) -> list[Check]:
     if running is None:
         return [("daemon", "fail", "not up: fsd up starts it")]
     checks = [("daemon", "ok", f"pid {running.pid} since {_iso(running.started)}")]
@@ -193,11 +193,8 @@ def _daemon_checks(options: StoreOptions) -> list[Check]:
     ]
 
 
-def _told_by_the_daemon(options: StoreOptions, known: set[str]) -> list[Check]:
+def _told_by_the_daemon(running: Running, known: set[str]) -> list[Check]:
     """What only the daemon can tell: the lines of ``control/health`` about other subjects."""
-    running = runfile.read(Path(options.runroot))
-    if running is None:
-        return []
     told = []
     for line in (running.mountpoint / "control/health").read_text().splitlines():
         result, _, rest = line.partition(" ")

@@ -61,29 +61,21 @@ async def _follow_background(site: Site, bursts: Bursts) -> None:
     """What is done now and then, as often as the settings say."""
     pace = _Pace(site)
 
-    def measure() -> float:
-        return MEASURE_SECONDS
-
-    def sizes() -> float:
-        return site.settings.background.sizes
-
-    def expire() -> float:
-        return site.settings.background.expire
-
-    def reap() -> float:
-        return site.settings.background.reap
+    def often(what: str) -> Callable[[], float]:
+        return lambda: float(getattr(site.settings.background, what))
 
     def timer() -> float:
         return site.settings.background.timer if site.settings.timer.interval > 0 else 0
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(pace.every, measure, site.diffs.measure_wanted)
-        nursery.start_soon(pace.every, sizes, functools.partial(site.sizes.refresh, SIZE_BUDGET))
+        nursery.start_soon(pace.every, lambda: MEASURE_SECONDS, site.diffs.measure_wanted)
+        nursery.start_soon(pace.every, often("sizes"), functools.partial(site.sizes.refresh, SIZE_BUDGET))
         if site.history.supported and not site.store.read_only:
-            nursery.start_soon(pace.every, expire, site.history.expire)
-            nursery.start_soon(pace.every, expire, site.trash.expire)
-            nursery.start_soon(pace.every, reap, site.orphans.reap_ours)
-            nursery.start_soon(pace.every, reap, functools.partial(forget_gone, site.history, site.trash))
+            nursery.start_soon(pace.every, often("expire"), site.history.expire)
+            nursery.start_soon(pace.every, often("expire"), site.trash.expire)
+            nursery.start_soon(pace.every, often("reap"), site.orphans.reap_ours)
+            forget = functools.partial(forget_gone, site.history, site.trash)
+            nursery.start_soon(pace.every, often("reap"), forget)
             nursery.start_soon(pace.every, timer, _timer(site, bursts))
 
 
@@ -98,9 +90,8 @@ async def _follow_tables(site: Site, inodes: Inodes, publisher: Publisher) -> No
             with trio.move_on_after(SAVING_SECONDS if saving else WATCH_SECONDS):
                 await _next_change(watch)
             if site.store.saving and not saving:
-                await trio.sleep(
-                    SAVING_SECONDS
-                )  # by then it waits for the disk, and no more for the interpreter
+                # By then it waits for the disk, and no more for the interpreter.
+                await trio.sleep(SAVING_SECONDS)
             saving = site.store.saving  # our own change, which shows when it is saved: look again soon
             now = site.now
             if now is not before:
