@@ -22,6 +22,7 @@ from tests.support.tools import StoreDirs, ToolBox
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from tests.support.tools import Tool
@@ -119,6 +120,21 @@ def store_dirs(btrfs_dir: Path) -> StoreDirs:
     dirs.graphroot.mkdir(mode=0o700)
     dirs.runroot.mkdir(mode=0o700)
     return dirs
+
+
+@pytest.fixture
+def mounted_with(
+    store_dirs: StoreDirs, btrfs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., AbstractContextManager[Mounted]]:
+    """``mounted_with(SETTINGS)`` mounts the store under an fsd.toml that says so; options as ``mounted``."""
+    require("fuse")
+
+    def start(settings: str, *, expect_trouble: bool = False) -> AbstractContextManager[Mounted]:
+        (btrfs_dir / "fsd.toml").write_text(settings)
+        monkeypatch.setenv("FSD_CONF", str(btrfs_dir / "fsd.toml"))
+        return mounted(store_dirs, btrfs_dir / "mnt", expect_trouble=expect_trouble)
+
+    return start
 
 
 @pytest.fixture

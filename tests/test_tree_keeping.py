@@ -19,16 +19,15 @@ import pytest
 from tests.support import loops
 from tests.support.features import require
 from tests.support.filled import errno_of, eventually, write
-from tests.support.mounted import mounted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from store.history import History
     from store.store import Store
     from tests.support.mounted import Mounted
-    from tests.support.tools import StoreDirs
 
 SECOND = 10**9
 OFTEN = "[background]\nexpire = 0.1\ntimer = 0.1\n"
@@ -45,19 +44,14 @@ def btrfs_root(run_dir: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def serve(
-    store: Store, store_dirs: StoreDirs, btrfs_dir: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, mounted_with: Callable[..., AbstractContextManager[Mounted]]
 ) -> Callable[..., object]:
     """``serve(SETTINGS)`` mounts the store, which has two containers ``a`` and ``b``."""
-    require("fuse")
     store.create_container(names=["a"])
     store.create_container(names=["b"])
 
-    @contextmanager
-    def start(settings: str = OFTEN, *, expect_trouble: bool = False) -> Iterator[Mounted]:
-        (btrfs_dir / "fsd.toml").write_text(settings)
-        monkeypatch.setenv("FSD_CONF", str(btrfs_dir / "fsd.toml"))
-        with mounted(store_dirs, btrfs_dir / "mnt", expect_trouble=expect_trouble) as tree:
-            yield tree
+    def start(settings: str = OFTEN, *, expect_trouble: bool = False) -> AbstractContextManager[Mounted]:
+        return mounted_with(settings, expect_trouble=expect_trouble)
 
     return start
 

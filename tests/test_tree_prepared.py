@@ -13,18 +13,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.features import require
 from tests.support.filled import eventually, write
-from tests.support.mounted import mounted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from store.history import History
     from store.store import Store
     from tests.support.mounted import Mounted
-    from tests.support.tools import StoreDirs
 
 ALWAYS = "[bursts]\nquiet = 0\ninterval = 0\n"
 """Every write begins a burst."""
@@ -34,17 +32,14 @@ LOOK = 3.0
 
 @pytest.fixture
 def serve(
-    store: Store, store_dirs: StoreDirs, btrfs_dir: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, mounted_with: Callable[..., AbstractContextManager[Mounted]]
 ) -> Callable[..., object]:
     """``serve(SETTINGS)`` mounts the store, which has a container ``a``."""
-    require("fuse")
     store.create_container(names=["a"])
 
     @contextmanager
     def start(settings: str = "") -> Iterator[Mounted]:
-        (btrfs_dir / "fsd.toml").write_text(settings)
-        monkeypatch.setenv("FSD_CONF", str(btrfs_dir / "fsd.toml"))
-        with mounted(store_dirs, btrfs_dir / "mnt") as tree:
+        with mounted_with(settings) as tree:
             os.listdir(tree.path / "containers/a/rootfs")
             yield tree
 
