@@ -1,7 +1,6 @@
 /* Attributes of nodes, and of the filesystem they are on. */
 #include "plane.h"
 
-
 #define CHANGES (FATTR_MODE | FATTR_UID | FATTR_GID | FATTR_SIZE)
 
 static int check(int returned) {
