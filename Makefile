@@ -114,10 +114,13 @@ $(STORAGE_CONF):
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
+# Compiled here, since who sets PYTHONDONTWRITEBYTECODE would compile them again for every process.
 $(VENV)/installed: $(BUILD_INPUTS)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -e .
+	$(BIN)/python -m compileall -q fsd drivers store
 	@touch $@
 
 $(VENV)/installed-dev: $(BUILD_INPUTS)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m compileall -q fsd drivers store tests
 	@touch $(VENV)/installed $@

@@ -78,8 +78,11 @@ def _wait_ready(child: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + READY_SECONDS
     assert child.stdout is not None
     os.set_blocking(child.stdout.fileno(), False)
+    said = b""
     while time.monotonic() < deadline:
-        if child.stdout.read() == b"READY\n":
+        # The line may come in pieces: with PYTHONUNBUFFERED its end is written by itself.
+        said += child.stdout.read() or b""
+        if said == b"READY\n":
             return
         assert child.poll() is None, log.read_text()
         time.sleep(0.02)
