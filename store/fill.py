@@ -231,7 +231,7 @@ def _exchange(store: Store, tables: Transaction, container_id: str, source: Sour
         tables.containers.put(filled)
         saving.add(tables.containers)
         tables.layers.remove(old.id)
-        saving.add(tables.layers)
+        saving.add(tables.layers, named=False)  # should it come back, the intent tells of it
         saving.settle()
         undo.callback(_undo, store, tables, new, old, container, saving)
         _copy(store, tables, source, new, old, container)

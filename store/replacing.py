@@ -2,11 +2,12 @@
 
 A file alone is written, waited for and renamed (:func:`replace_file`). Several files that go with a new
 tree are written first (:func:`prepare`, :func:`settle`), then the tree is made, and then all get their names
-(:func:`secure`, :func:`publish`). On btrfs that takes two commits however many files there are: one for the
-tree and the contents, one for the names. The contents cannot do with the second: should somebody fsync(2) the
-directory between a rename and that commit, a power failure then would leave the name with an empty file. Only
-where the tree was made such that no fsync(2) gets anything to the disk without it
-(:meth:`drivers.base.Driver.precedes`) one commit is enough for all.
+(:func:`secure`, :func:`publish`). On btrfs one commit has the tree and all contents; each name is logged by
+fsync(2) of its directory then, which costs as much as a commit where there is little, and a third of it
+where there are thousands of subvolumes. Contents have to be on the disk before: should somebody fsync(2) the
+directory right after a rename, a power failure then would leave the name with an empty file. Only where the
+tree was made such that no fsync(2) gets anything to the disk without it
+(:meth:`drivers.base.Driver.precedes`) one commit is enough for all, names too.
 
 Content that stays is not written again: it is copied from the present file, which shares the blocks where
 the filesystem can. A commit takes longer with every piece that is shared, though, so what has many is written
@@ -44,15 +45,16 @@ class Replacement:
         fd: the content, open as long as it is to be waited for; -1 otherwise.
         state: how the file can be recognised then.
         durable: whether it is to be waited for at all.
+        named: whether the name is to be waited for too.
         commit: number of the commit the content is in (btrfs); 0 if in none, ``None`` until it settled.
     """
 
-    __slots__ = ("commit", "durable", "fd", "path", "state", "temporary")
+    __slots__ = ("commit", "durable", "fd", "named", "path", "state", "temporary")
 
     def __init__(self, path: Path, durable: bool) -> None:
         self.path = path
         self.temporary = path.with_name(f".tmp-{path.name}{int.from_bytes(os.urandom(4), 'little')}")
-        self.durable = durable
+        self.durable = self.named = durable
         self.fd = -1
         self.commit: int | None = None
         self.state = FileState()
@@ -204,27 +206,21 @@ def publish(
     placed: Callable[[Replacement], object],
     commit: Callable[[], object] | None = None,
 ) -> None:
-    """Give secured contents their names, in order; all names are on the disk at return.
+    """Give secured contents their names, in order; those that are ``named`` are on the disk at return.
 
     Args:
         placed: called after each rename.
         commit: puts contents and names on the disk, which cannot get there one by one. The contents need
             to have settled only.
     """
-    together: dict[int, int] = {}
     try:
         for made in replacements:
             put_in_place(made)
             placed(made)
-            if made.commit:
-                together[made.state.device] = made.fd
-            elif made.durable:
+            if made.named and commit is None:
                 sync_directory(made.path.parent)
         if commit is not None:
             commit()
-        else:
-            for fd in together.values():
-                btrfs_commits.commit(fd)
     finally:
         for made in replacements:
             made.close()

@@ -83,10 +83,17 @@ class Saving:
         self._waiting: list[Staged[Any]] = []
         undo.callback(self.discard)
 
-    def add(self, draft: Draft[Any]) -> None:
-        """Write what changed in a table since it was saved or added last."""
+    def add(self, draft: Draft[Any], *, named: bool = True) -> None:
+        """Write what changed in a table since it was saved or added last.
+
+        Args:
+            named: whether it is to be on the disk when it is published. Otherwise it gets there with the
+                next commit, and what a power failure before that brings back has to be found some other way.
+        """
         staged = draft.stage()
         if staged is not None:
+            for made in staged.replacements:
+                made.named = made.named and named
             self._waiting.append(staged)
 
     def settle(self) -> None:

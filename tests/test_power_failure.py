@@ -260,6 +260,9 @@ def history_steps(history: History, trash: Trash) -> Iterator[str]:
     store.put_layer(archive("etc", "usr"), names=["base"])
     store.create_image(names=["img"], layer="base", options=ImageOptions(big_data=[("manifest", b"{}")]))
     web = store.create_container(names=["web"], image="img")
+    store.create_container(names=["bare"])
+    fill(store, "bare", "img", state=history.state)
+    yield "fill"  # the empty layer it had may be back: the intent tells that it should not be
     history.take("web", "first")
     yield "take"
     root = store.driver.path_of(web.layer)
@@ -288,6 +291,7 @@ def history_steps(history: History, trash: Trash) -> Iterator[str]:
     assert entry is not None
     trash.purge(entry.id)
     yield "purge"
+    store.delete_container("bare")
     entry = trash.remove_image("img")
     assert entry is not None
     yield "removal of an image to the trash"
