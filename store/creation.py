@@ -294,7 +294,7 @@ class Creations(AutomaticMappings):
     ) -> None:
         """Write both records, make the tree, and only then let anybody see the records.
 
-        An empty tree and the records' names are on the disk by one commit, a copy takes a second.
+        An empty tree and the records' names are on the disk by one commit, a copy logs its names after that.
         """
         saving = Saving(undo)
         tx.layers.add(layer)
