@@ -78,6 +78,11 @@ def generation(fd: int) -> int:
     return int.from_bytes(answer[56:64], sys.byteorder)
 
 
+def is_latest(fd: int, number: int) -> bool:
+    """Whether no commit was begun after that number; false where the kernel does not tell."""
+    return number != _NEVER and generation(fd) == number
+
+
 def commit(fd: int, number: int = 0) -> None:
     """Wait until the commit of that number is complete, or else all that was done so far.
 

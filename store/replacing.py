@@ -7,7 +7,8 @@ fsync(2) of its directory then, which costs as much as a commit where there is l
 where there are thousands of subvolumes. Contents have to be on the disk before: should somebody fsync(2) the
 directory right after a rename, a power failure then would leave the name with an empty file. Only where the
 tree was made such that no fsync(2) gets anything to the disk without it
-(:meth:`drivers.base.Driver.precedes`) one commit is enough for all, names too.
+(:meth:`drivers.base.Driver.precedes`) one commit is enough for all, names too, unless somebody else commits
+in between.
 
 Content that stays is not written again: it is copied from the present file, which shares the blocks where
 the filesystem can. A commit takes longer with every piece that is shared, though, so what has many is written
@@ -210,14 +211,15 @@ def publish(
 
     Args:
         placed: called after each rename.
-        commit: puts contents and names on the disk, which cannot get there one by one. The contents need
-            to have settled only.
+        commit: puts contents and names on the disk, which cannot get there one by one while the commit runs
+            that the contents settled in. If the next was begun meanwhile, each name gets there by itself.
     """
+    settled = max((made.commit or 0 for made in replacements), default=0)
     try:
         for made in replacements:
             put_in_place(made)
             placed(made)
-            if made.named and commit is None:
+            if made.named and (commit is None or not btrfs_commits.is_latest(made.fd, settled)):
                 sync_directory(made.path.parent)
         if commit is not None:
             commit()

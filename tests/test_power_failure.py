@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from drivers import btrfs_commits
+from drivers import btrfs_commits, btrfs_ioctl
 from drivers.idmap import IDMap
 from store import durable
 from store.check import CheckOptions, Kind
@@ -250,6 +250,35 @@ def test_disk_has_nothing_half_made_whoever_syncs_in_between(
             found = [str(p) for p in survivor.check(CheckOptions(digests=True)) if p.kind not in UNSEEN]
             lost = before.keys() - contents(survivor).keys()
             wrong += [f"{copy.name}: {text}" for text in (*found, *lost)]
+            survivor.shutdown(force=True)
+    assert not wrong, "\n".join(wrong)
+
+
+def test_container_is_never_on_the_disk_without_its_layer_whenever_the_kernel_commits(
+    run_dir: Path, require: Callable[[str], None]
+) -> None:
+    """A commit between the making of a tree and the first name leaves each name to be logged by itself."""
+    require("btrfs")
+    name = f"power{next(_numbers)}"
+    copies: list[Path] = []
+    with loops.loop_mount(run_dir, name, mkfs=MKFS["btrfs"], size=SIZE, options="noatime") as point:
+        store = opened(point, "btrfs")
+
+        def commit_then_sync_one() -> None:
+            if not copies:
+                btrfs_ioctl.commit(point)
+            durable.sync_directory(store.tables.containers.directory)
+            copies.append(run_dir / f"{name}.one.{len(copies)}.img")
+            loops.run("cp", "--sparse=always", "--reflink=auto", run_dir / f"{name}.img", copies[-1])
+
+        with at_each_name(commit_then_sync_one):
+            store.create_container(names=["bare"])
+        store.shutdown(force=True)
+    wrong = []
+    for copy in copies:
+        with mounted_copy(copy) as home:
+            survivor = opened(home, "btrfs")
+            wrong += [str(p) for p in survivor.check() if p.kind not in UNSEEN]
             survivor.shutdown(force=True)
     assert not wrong, "\n".join(wrong)
 
