@@ -15,14 +15,13 @@ import threading
 from collections.abc import Iterator
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from drivers import btrfs_ioctl, btrfs_tree
 from drivers.copytree import remove_tree
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from drivers.btrfs_quota import Quotas
 
 _log = logging.getLogger(__name__)
@@ -126,6 +125,18 @@ def _is_large(path: Path) -> bool:
         return next(btrfs_tree.tree_search(path, high, buffer_size=4096), None) is not None
     except btrfs_ioctl.BtrfsError:
         return True
+
+
+def nested_places(path: Path) -> list[Path]:
+    """Directories of the subvolumes in subvolume ``path``, at any depth; without privilege it is walked."""
+    try:
+        nested = btrfs_tree.nested_subvolumes(path, btrfs_ioctl.subvolume_id(path))
+    except btrfs_ioctl.BtrfsError as error:
+        if error.errno not in _REFUSED:
+            raise
+        below = (Path(top, name) for top, names, _ in os.walk(path) for name in names)
+        return [place for place in below if place.lstat().st_ino == btrfs_ioctl.ROOT_INODE]
+    return [path / inner.path for inner in nested]
 
 
 def _destroy_nested(path: Path) -> None:

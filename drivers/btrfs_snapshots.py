@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from drivers import btrfs_ioctl, syscalls
 from drivers.base import DEFAULT_CREATION, check_layer_id
 from drivers.btrfs_flush import Flusher
-from drivers.btrfs_removal import destroy_tree
-from drivers.errors import BadLayerID, SnapshotExists, SnapshotUnknown
+from drivers.btrfs_removal import destroy_tree, nested_places
+from drivers.errors import BadLayerID, NotSupported, SnapshotExists, SnapshotUnknown
 from drivers.snapshots import SnapshotFacts, Snapshots
 
 if TYPE_CHECKING:
@@ -48,9 +48,11 @@ class BtrfsSnapshots(Snapshots):
         """Swap the layer for a writable copy of the snapshot in one rename.
 
         The swap is on the disk at return. A process that works in the old content keeps it until it
-        lets go; ``LayerMounted`` when something is mounted at the layer.
+        lets go; ``LayerMounted`` when something is mounted at the layer, ``NotSupported`` when files are in
+        subvolumes of its own, which would go with the old content and are in no snapshot.
         """
         source, target = self.path(key), self._driver.idle(layer_id)
+        _refuse_losses(target)
         copy = self._driver.scratch_path(target)
         btrfs_ioctl.snapshot(source, copy.parent, copy.name)
         try:
@@ -175,6 +177,16 @@ class BtrfsSnapshots(Snapshots):
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.ENOENT):
                 raise
+
+
+def _refuse_losses(layer: Path) -> None:
+    for place in nested_places(layer):
+        with os.scandir(place) as entries:
+            if next(entries, None) is not None:
+                raise NotSupported(
+                    f"/{place.relative_to(layer)} is a subvolume of its own, of which no snapshot has the "
+                    "files; move them away, or delete it, and try again"
+                )
 
 
 def _directories(path: str | os.PathLike[str]) -> list[os.DirEntry[str]]:

@@ -209,6 +209,7 @@ class History:
             ContainerUnknown, SnapshotUnknown
             InUse: the container is mounted, or a process other than this one is at work in its
                 rootfs; nothing was changed.
+            NotSupported: files are in subvolumes nested in the rootfs, which no snapshot holds.
         """
         found = self.store.container(container)
         with self.locked(found.id):

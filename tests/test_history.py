@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from drivers import btrfs_ioctl
 from drivers.errors import NotSupported
 from store.config import StoreOptions
 from store.errors import (
@@ -249,6 +250,19 @@ def test_rollback_brings_the_state_back_and_keeps_the_one_before(store, history,
     assert (history.path("web", "good") / "file").read_text() == "one"
     history.rollback("web", before.name)
     assert (rootfs(store, web) / "file").read_text() == "broken"
+
+
+def test_rollback_that_would_lose_files_of_a_nested_subvolume_is_refused(store, history, web) -> None:
+    btrfs_ioctl.create_subvolume(rootfs(store, web), "own")
+    history.take("web", "first")
+    (rootfs(store, web) / "own" / "precious").write_text("only here")
+    with pytest.raises(NotSupported, match="/own is a subvolume of its own"):
+        history.rollback("web", "first")
+    assert (rootfs(store, web) / "own" / "precious").read_text() == "only here"
+    assert [snapshot.name for snapshot in history.list("web")] == ["first"]
+    (rootfs(store, web) / "own" / "precious").unlink()
+    history.rollback("web", "first")
+    assert not list((rootfs(store, web) / "own").iterdir())
 
 
 def test_rollback_of_a_mounted_container_is_refused_and_changes_nothing(store, history, web) -> None:
