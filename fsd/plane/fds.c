@@ -10,11 +10,7 @@
 #define BTRFS_FID 0x4d      /* FILEID_BTRFS_WITHOUT_PARENT, include/linux/exportfs.h */
 #define BTRFS_FID_LENGTH 20 /* objectid, subvolume, generation */
 
-struct raw_handle {
-    unsigned int length;
-    int type;
-    unsigned char bytes[128];
-};
+_Static_assert(offsetof(struct handle, bytes) == sizeof(struct file_handle), "a handle is laid out as the kernel's");
 
 int fds_init(struct plane *p, int descriptors) {
     pthread_mutex_init(&p->slots_lock, NULL);
@@ -44,21 +40,15 @@ void magic_path(int fd, char path[32]) {
     snprintf(path, 32, "/proc/self/fd/%d", fd);
 }
 
+/* The handle of an entry; on failure `handle` holds none. */
 int handle_of(int directory, const char *name, int flags, struct handle *handle) {
-    struct raw_handle raw = {.length = sizeof raw.bytes};
     int mount;
-    if (name_to_handle_at(directory, name, (struct file_handle *)&raw, &mount, flags))
-        return -errno;
-    handle->length = raw.length;
-    handle->type = raw.type;
-    memcpy(handle->bytes, raw.bytes, raw.length);
-    return 0;
+    handle->length = sizeof handle->bytes;
+    return name_to_handle_at(directory, name, (struct file_handle *)handle, &mount, flags) ? -errno : 0;
 }
 
 int open_handle(int mount, const struct handle *handle, int flags) {
-    struct raw_handle raw = {.length = handle->length, .type = handle->type};
-    memcpy(raw.bytes, handle->bytes, handle->length);
-    int fd = open_by_handle_at(mount, (struct file_handle *)&raw, flags | O_CLOEXEC);
+    int fd = open_by_handle_at(mount, (struct file_handle *)handle, flags | O_CLOEXEC);
     return fd < 0 ? -errno : fd;
 }
 

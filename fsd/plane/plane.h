@@ -48,8 +48,9 @@
 #define FOLLOWED_MAX 64
 #define FAILED_MAX 64 /* nodes Python has a text about, which is their only extended attribute */
 
+/* A file handle, laid out as struct file_handle. */
 struct handle {
-    uint32_t length; /* of what follows, as in struct file_handle */
+    uint32_t length; /* of bytes */
     int32_t type;
     unsigned char bytes[128];
 };
