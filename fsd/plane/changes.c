@@ -31,12 +31,12 @@ bool change_object(const struct handle *handle, uint64_t *inode, uint64_t *subvo
     uint32_t low;
     *subvolume = 0;
     switch (handle->type) {
-    case 0x4d: /* FILEID_BTRFS_WITHOUT_PARENT, _WITH_PARENT, _WITH_PARENT_ROOT of include/linux/exportfs.h */
-    case 0x4e:
-    case 0x4f:
+    case BTRFS_FID:
+    case BTRFS_FID + 1: /* FILEID_BTRFS_WITH_PARENT, _WITH_PARENT_ROOT */
+    case BTRFS_FID + 2:
         memcpy(inode, handle->bytes, 8);
         memcpy(subvolume, handle->bytes + 8, 8);
-        return handle->length >= 20;
+        return handle->length >= BTRFS_FID_LENGTH;
     case 1: /* FILEID_INO32_GEN, _PARENT */
     case 2:
         memcpy(&low, handle->bytes, 4);

@@ -17,16 +17,10 @@
 #define MOUNT_ATTR_IDMAP 0x100000
 #endif
 #define ATIME_BITS 0x70
-#define BTRFS_FID 0x4d
-#define BTRFS_FID_LENGTH 20
 
 struct mount_attributes {
     uint64_t set, clear, propagation, userns;
 };
-
-static uint64_t device_of(const struct statx *info) {
-    return (uint64_t)info->stx_dev_major << 32 | info->stx_dev_minor;
-}
 
 /* A private copy of the directory's mount: nothing is mounted below it, no device can be opened in it, and
    reading through it leaves access times alone. Where that is not allowed, the directory itself. */

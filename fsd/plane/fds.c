@@ -7,8 +7,6 @@
 
 #define PATH_FLAGS (O_PATH | O_NOFOLLOW | O_CLOEXEC)
 #define DIRECTORY_FLAGS (O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)
-#define BTRFS_FID 0x4d      /* FILEID_BTRFS_WITHOUT_PARENT, include/linux/exportfs.h */
-#define BTRFS_FID_LENGTH 20 /* objectid, subvolume, generation */
 
 _Static_assert(offsetof(struct handle, bytes) == sizeof(struct file_handle), "a handle is laid out as the kernel's");
 

@@ -4,10 +4,8 @@
 
 #include <linux/capability.h>
 #include <poll.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
-#include <unistd.h>
 
 #define SPLICING (FUSE_SPLICE_WRITE | FUSE_SPLICE_MOVE | FUSE_SPLICE_READ)
 #define COMPAT_SETXATTR 8
@@ -27,7 +25,6 @@ static void note(struct plane *p, const struct fuse_in_header *in) {
     if (!item)
         return;
     item->unique = in->unique;
-    item->nodeid = in->nodeid;
     item->opcode = in->opcode;
     pthread_mutex_lock(&p->pending_lock);
     item->next = *bucket(p, in->unique);

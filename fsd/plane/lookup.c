@@ -5,7 +5,7 @@
 #define FLAGS (AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT)
 #define FIRST_BTRFS_INODE 256 /* lower ones stand for subvolumes a snapshot left out */
 
-static uint64_t device_of(const struct statx *info) {
+uint64_t device_of(const struct statx *info) {
     return (uint64_t)info->stx_dev_major << 32 | info->stx_dev_minor;
 }
 
@@ -18,7 +18,7 @@ static uint64_t stand_in(const struct node *parent, const char *name) {
     uint64_t digest = parent->id * 0x9E3779B97F4A7C15ULL;
     for (; *name; name++)
         digest = (digest ^ (unsigned char)*name) * 1099511628211ULL;
-    return (digest & (INODE_MASK >> 1)) | 1ULL << (INODE_BITS - 1);
+    return (digest & (INODE_MASK >> 1)) | STAND_IN;
 }
 
 /* The node of an entry whose attributes are known. */

@@ -3,7 +3,6 @@
 #include "plane.h"
 
 #define FIRST_SIZE 256
-#define ODD_INODE (1ULL << (INODE_BITS - 1))
 
 static struct shard *shard_of(struct plane *p, uint64_t id) {
     return &p->shards[(id ^ id >> INODE_BITS) % SHARDS];
@@ -231,7 +230,7 @@ struct node *node_enter(struct plane *p, struct tree *tree, uint64_t inode, cons
                         struct node *parent, const char *name, bool directory) {
     uint64_t id = tree_id(tree, inode);
     struct shard *shard = shard_of(p, id);
-    bool by_name = parent && (tree->kind == BY_NAME || (tree->kind == BY_BTRFS_HANDLE && inode & ODD_INODE));
+    bool by_name = parent && (tree->kind == BY_NAME || (tree->kind == BY_BTRFS_HANDLE && inode & STAND_IN));
     struct node *replaced = NULL, *moved = NULL;
     pthread_mutex_lock(&shard->lock);
     struct node *node = find_locked(shard, id);

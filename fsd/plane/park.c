@@ -3,9 +3,6 @@
 #include "plane.h"
 
 #include <fnmatch.h>
-#include <stdio.h>
-#include <sys/eventfd.h>
-#include <time.h>
 
 #define EVENTS_MAX 4096
 #define DYING_LOOK_NS 20000000

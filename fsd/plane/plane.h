@@ -23,6 +23,7 @@
 #define OURS (1ULL << 62)
 #define INODE_BITS 40
 #define INODE_MASK ((1ULL << INODE_BITS) - 1)
+#define STAND_IN (1ULL << (INODE_BITS - 1)) /* in an inode number: made up for a subvolume a snapshot left out */
 #define NUMBER_MAX (1u << 21)
 #define LONGEST_NAME 255
 #define DATA_MAX (1u << 20)
@@ -30,6 +31,8 @@
 #define FOREVER (10ULL * 365 * 86400)
 #define SHARDS 64
 #define PATH_MAX_TEXT 4096
+#define BTRFS_FID 0x4d      /* FILEID_BTRFS_WITHOUT_PARENT, include/linux/exportfs.h */
+#define BTRFS_FID_LENGTH 20 /* objectid, subvolume, generation */
 
 /* What a handler returns instead of an answer's length or a negated errno. */
 #define NO_REPLY (-10001) /* the answer is on its way, or there is none */
@@ -197,7 +200,7 @@ struct taking {
 
 struct pending {
     struct pending *next;
-    uint64_t unique, nodeid;
+    uint64_t unique;
     uint32_t opcode;
 };
 
@@ -290,7 +293,6 @@ struct plane {
     atomic_bool passthrough;
     char **noise;
     uint32_t own_uid, own_gid;
-    bool privileged;
     pthread_t *workers;
     int started;
     pthread_t pump;
@@ -415,9 +417,8 @@ struct child {
     struct statx info;
 };
 int child_of(struct request *r, struct node *parent, int directory, const char *name, struct child *child);
+uint64_t device_of(const struct statx *info);
 int stat_fd(int fd, struct statx *info);
-struct node *child_known(struct request *r, struct node *parent, int directory, const char *name,
-                         struct statx *info);
 int enter(struct request *r, struct tree *tree, const struct handle *handle, struct node *parent, const char *name,
           struct child *child);
 int enter_fd(struct request *r, struct node *parent, const char *name, int fd, struct child *child);

@@ -7,7 +7,6 @@
 #include <endian.h>
 
 #define NEAR 256 /* an inode so much after a window continues it */
-#define STAND_IN (1ULL << (INODE_BITS - 1))
 
 /* -- windows --------------------------------------------------------------------------------------- */
 

@@ -9,7 +9,6 @@
 #include <sys/fanotify.h>
 #include <sys/ioctl.h>
 #include <sys/syscall.h>
-#include <sys/vfs.h>
 #include <time.h>
 
 #define EPOCH_MINOR 44 /* without FUSE_NOTIFY_INC_EPOCH nothing helps when events are lost */
