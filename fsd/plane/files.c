@@ -241,8 +241,7 @@ static void store(struct request *r, struct node *node, int fd, size_t size) {
     *what = (struct fuse_notify_store_out){.nodeid = node->id, .size = (uint32_t)size};
     *header = (struct fuse_out_header){.len = (uint32_t)(sizeof *header + sizeof *what + size),
                                        .error = FUSE_NOTIFY_STORE};
-    while (write(r->plane->device, header, header->len) < 0 && errno == EINTR)
-        ; /* any other error: it will be read by request */
+    device_write(r->plane, header, header->len); /* after a failure it will be read by request */
 }
 
 /* The first to open a small file stores its data; whoever comes meanwhile waits for that. Storing waits

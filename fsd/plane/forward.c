@@ -114,16 +114,17 @@ static size_t adapt_setxattr(unsigned char *message, size_t length) {
     return length - extra;
 }
 
-void forward(struct plane *p, const void *message, size_t length) {
-    struct fuse_in_header *in = (struct fuse_in_header *)message;
+/* Hand a request to Python; it is changed where libfuse would not understand it. */
+void forward(struct plane *p, void *message, size_t length) {
+    struct fuse_in_header *in = message;
     if (has_answer(in->opcode))
         note(p, in);
     if (in->opcode == FUSE_INIT)
-        adapt_init(p, (unsigned char *)message, length);
+        adapt_init(p, message, length);
     else if (in->opcode == FUSE_SETXATTR)
-        length = adapt_setxattr((unsigned char *)message, length);
+        length = adapt_setxattr(message, length);
     else if (in->opcode == PLANE_STATX)
-        length = statx_asked((unsigned char *)message, length);
+        length = statx_asked(message, length);
     atomic_fetch_add(&p->forwarded, 1);
     atomic_fetch_add(&p->asked[in->opcode < 64 ? in->opcode : 0], 1);
     send_on(p, message, length);
@@ -262,8 +263,7 @@ static bool pump_one(struct plane *p, unsigned char *buffer) {
     uint32_t opcode = opcode_of_answer(p, unique);
     size_t corrected = correct(p, buffer, (size_t)length, opcode);
     if (!in_order(p, buffer, corrected, opcode))
-        while (write(p->device, buffer, corrected) < 0 && errno == EINTR)
-            ;
+        device_write(p, buffer, corrected);
     return true;
 }
 

@@ -50,18 +50,11 @@ static struct queued *next_of(struct plane *p, struct mailbox *box) {
     return item;
 }
 
-static int send_now(struct plane *p, const void *message, size_t length) {
-    ssize_t sent;
-    while ((sent = write(p->device, message, length)) < 0 && errno == EINTR)
-        ;
-    return sent < 0 ? -errno : 0; /* ENOENT: the kernel does not know the node or the name */
-}
-
 static void send_from(struct plane *p, struct mailbox *box) {
     struct queued *item;
     while ((item = next_of(p, box))) {
         atomic_store(&box->busy_since, monotonic_ns());
-        send_now(p, item->bytes, item->length);
+        device_write(p, item->bytes, item->length);
         atomic_store(&box->busy_since, 0);
         free(item);
     }
@@ -124,14 +117,14 @@ void notify_inval_inode(struct plane *p, uint64_t id) {
 int notify_inode_now(struct plane *p, uint64_t id, bool data) {
     unsigned char message[MESSAGE_MAX];
     struct fuse_notify_inval_inode_out what = {.ino = id, .off = data ? 0 : -1};
-    return send_now(p, message, build(message, FUSE_NOTIFY_INVAL_INODE, &what, sizeof what, NULL));
+    return device_write(p, message, build(message, FUSE_NOTIFY_INVAL_INODE, &what, sizeof what, NULL));
 }
 
 /* Make the kernel look every name up again when it is next used, which Linux can since 6.16. */
 void notify_ask_again(struct plane *p) {
     unsigned char message[MESSAGE_MAX];
     size_t length = build(message, PLANE_NOTIFY_INC_EPOCH, "", 0, NULL);
-    send_now(p, message, length);
+    device_write(p, message, length);
 }
 
 /* A directory's lock may be held by somebody whose request waits for Python, while names in others changed:

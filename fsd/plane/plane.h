@@ -280,6 +280,9 @@ struct published_all {
 #define DENIED_WAYS 8
 #define OWN_TIDS 64
 
+/* Locks are taken in this order: exports_lock or a shard's storing, then a shard's lock, then parents_lock. Those of
+   slots, watches and mailboxes are taken under the first two as well, and all others are held alone. Under none of
+   them may the last reference of a node go: with the last node of an export that takes exports_lock. */
 struct plane {
     int device, socket, event_fd, stop_fd, pump_fd;
     int threads, spin_max, quiet, idle;
@@ -298,7 +301,7 @@ struct plane {
     pthread_t pump;
     bool pump_started;
     struct shard shards[SHARDS];
-    pthread_mutex_t parents_lock; /* taken after a shard's */
+    pthread_mutex_t parents_lock;
     pthread_rwlock_t exports_lock;
     struct export *exports;
     pthread_mutex_t slots_lock;
@@ -432,6 +435,7 @@ bool may_keep(const struct plane *p, unsigned changes, const struct node *node);
 int64_t age_of(const struct statx *info);
 int reply_entry(struct request *r, struct child *child);
 int reply_attr(struct request *r, const struct node *node, const struct statx *info);
+int device_write(struct plane *p, const void *message, size_t length);
 void reply_send(struct plane *p, uint64_t unique, unsigned char *buffer, int result);
 void reply_error(struct plane *p, uint64_t unique, int error);
 const char *take_name(struct request *r, size_t offset);
@@ -478,11 +482,13 @@ int64_t prepared_patience_locked(struct plane *p);
 void prepared_tell_locked(struct plane *p);
 void *taker_main(void *argument);
 
+/* latency.c */
 void latency_start(struct plane *p, bool wanted);
 void latency_tick(struct plane *p, uint64_t requests);
 void latency_rest(struct plane *p);
 void latency_stop(struct plane *p);
 
+/* process.c */
 uint64_t process_started(uint32_t pid);
 bool process_is_dying(uint32_t pid);
 
@@ -497,10 +503,14 @@ int file_opened(struct request *r, struct node *node, int fd, uint32_t flags, co
 int dispatch(struct request *r);
 int loop_start(struct plane *p);
 void loop_stop(struct plane *p);
+int thread_start(pthread_t *thread, void *(*main)(void *), void *argument);
 void plane_ended(struct plane *p);
 void handle_request(struct worker *w, unsigned char *message, size_t length, bool passed_gate);
 
 /* turns.c */
+int64_t monotonic_ns(void);
+int64_t epoch_ns(void);
+struct timespec after_ns(int64_t ns);
 void turns_init(struct plane *p);
 void turns_stop(struct plane *p);
 void turns_free(struct plane *p);
@@ -511,13 +521,9 @@ void turn_sleeps(struct worker *w, bool sleeps);
 void *watchman_main(void *argument);
 
 /* forward.c */
-void forward(struct plane *p, const void *message, size_t length);
+void forward(struct plane *p, void *message, size_t length);
 bool forward_pending(struct plane *p, uint64_t unique);
 void forward_free(struct plane *p);
-int thread_start(pthread_t *thread, void *(*main)(void *), void *argument);
-int64_t monotonic_ns(void);
-int64_t epoch_ns(void);
-struct timespec after_ns(int64_t ns);
 void *pump_main(void *argument);
 
 /* published.c: what is taken is locked until it is given back */

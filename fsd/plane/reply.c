@@ -78,9 +78,13 @@ int reply_attr(struct request *r, const struct node *node, const struct statx *i
     return sizeof *out;
 }
 
-static void send_all(struct plane *p, const void *data, size_t length) {
-    while (write(p->device, data, length) < 0 && errno == EINTR)
-        ; /* any other error: the request was interrupted, or the mount is gone */
+/* Give the kernel an answer or a notice; 0 or a negated errno. ENOENT: it does not know the request, because that
+   was interrupted, or the node or name. */
+int device_write(struct plane *p, const void *message, size_t length) {
+    ssize_t sent;
+    while ((sent = write(p->device, message, length)) < 0 && errno == EINTR)
+        ;
+    return sent < 0 ? -errno : 0;
 }
 
 /* Send the answer built at `buffer`; `result` is its payload's length or a negated errno. */
@@ -89,7 +93,7 @@ void reply_send(struct plane *p, uint64_t unique, unsigned char *buffer, int res
     header->unique = unique;
     header->error = result < 0 ? result : 0;
     header->len = (uint32_t)sizeof *header + (result > 0 ? (uint32_t)result : 0);
-    send_all(p, buffer, header->len);
+    device_write(p, buffer, header->len);
 }
 
 void reply_error(struct plane *p, uint64_t unique, int error) {
