@@ -22,29 +22,33 @@ struct mount_attributes {
     uint64_t set, clear, propagation, userns;
 };
 
-/* A private copy of the directory's mount: nothing is mounted below it, no device can be opened in it, and
-   reading through it leaves access times alone. Where that is not allowed, the directory itself. */
-int export_open_root(struct export *ex, const char *path) {
+/* Reading through the private copy leaves access times alone, no device can be opened in it, and owners are mapped
+   where that is wanted. Linux before 5.12 cannot. */
+static int set_attributes(const struct export *ex, int mount) {
     struct mount_attributes attributes = {.set = MOUNT_ATTR_NOATIME | MOUNT_ATTR_NODEV, .clear = ATIME_BITS};
-    int fd = ex->flags & FSD_BY_NAME ? -1
-                                     : (int)syscall(SYS_open_tree, AT_FDCWD, path,
-                                                    1 /* OPEN_TREE_CLONE */ | O_CLOEXEC | AT_SYMLINK_NOFOLLOW);
+    if (ex->flags & (FSD_READ_ONLY | FSD_SEALED))
+        attributes.set |= MOUNT_ATTR_RDONLY;
+    if (ex->userns > 0) {
+        attributes.set |= MOUNT_ATTR_IDMAP;
+        attributes.userns = (uint64_t)ex->userns;
+    }
+    return (int)syscall(SYS_mount_setattr, mount, "", AT_EMPTY_PATH, &attributes, sizeof attributes);
+}
+
+/* A private copy of the directory's mount, so that nothing is mounted below it. Where that is not allowed, the
+   directory itself, unless owners were to be mapped. */
+int export_open_root(struct export *ex, const char *path) {
+    const int clone = 1 /* OPEN_TREE_CLONE */ | O_CLOEXEC | AT_SYMLINK_NOFOLLOW;
+    int fd = ex->flags & FSD_BY_NAME ? -1 : (int)syscall(SYS_open_tree, AT_FDCWD, path, clone);
     ex->cloned = fd >= 0;
-    if (ex->cloned) {
-        if (ex->flags & (FSD_READ_ONLY | FSD_SEALED))
-            attributes.set |= MOUNT_ATTR_RDONLY;
-        if (ex->userns > 0) {
-            attributes.set |= MOUNT_ATTR_IDMAP;
-            attributes.userns = (uint64_t)ex->userns;
-        }
-        ex->mapped = !syscall(SYS_mount_setattr, fd, "", AT_EMPTY_PATH, &attributes, sizeof attributes) && ex->userns > 0;
-        if (ex->mapped == (ex->userns > 0))
-            return fd;
-        close(fd);
+    ex->mapped = ex->cloned && !set_attributes(ex, fd) && ex->userns > 0;
+    if (ex->userns > 0 && !ex->mapped) {
+        if (ex->cloned)
+            close(fd);
         return -EOPNOTSUPP;
     }
-    if (ex->userns > 0)
-        return -EOPNOTSUPP;
+    if (ex->cloned)
+        return fd;
     fd = open(path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     return fd < 0 ? -errno : fd;
 }

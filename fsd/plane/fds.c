@@ -190,10 +190,15 @@ static int open_by_names(struct plane *p, struct node *node) {
     return fd;
 }
 
+static int duplicate(int fd) {
+    int copy = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    return copy < 0 ? -errno : copy;
+}
+
 static int open_root(struct node *node, int flags) {
     int root = node->tree->export->root;
     if (flags & O_PATH)
-        return fcntl(root, F_DUPFD_CLOEXEC, 3);
+        return duplicate(root);
     int fd = openat(root, ".", flags | O_CLOEXEC);
     return fd < 0 ? -errno : fd;
 }
@@ -221,7 +226,7 @@ int node_open(struct plane *p, struct node *node, int flags) {
     if (atomic_load(&node->tree->export->gone))
         return -ESTALE;
     if (node->pin >= 0)
-        return flags & O_PATH ? fcntl(node->pin, F_DUPFD_CLOEXEC, 3) : reopen_magic(node->pin, flags);
+        return flags & O_PATH ? duplicate(node->pin) : reopen_magic(node->pin, flags);
     return open_afresh(p, node, flags);
 }
 
@@ -247,7 +252,8 @@ static int free_slot(struct plane *p) {
     return -1;
 }
 
-/* Keep a directory's new descriptor, unless the export shows something else by now; it is the caller's to use until fd_release. */
+/* Keep a directory's new descriptor, unless the export shows something else by now; it is the caller's to use
+   until fd_release. */
 static void keep(struct plane *p, struct node *node, struct fdref *ref, unsigned epoch) {
     int evicted = -1;
     pthread_mutex_lock(&p->slots_lock);

@@ -226,7 +226,7 @@ int do_link(struct request *r) {
     int result = place_take(r, &place);
     struct node *node = in ? node_find(r->plane, in->oldnodeid) : NULL;
     if (!result && !node)
-        result = -ESTALE;
+        result = in ? -ESTALE : -EINVAL;
     if (!result && node->tree->export != place.parent->tree->export)
         result = -EXDEV;
     if (!result)
