@@ -8,6 +8,7 @@ writer below it: USTAR wherever a header fits, a pax header with only the needed
 from __future__ import annotations
 
 import enum
+import errno
 import grp
 import os
 import pwd
@@ -33,6 +34,8 @@ _GATHER = 1 << 16
 """Small pieces are joined up to this size before they are handed on."""
 END = bytes(2 * BLOCK)
 _ID_OCTAL_MAX = 0o7777777
+_NO_DIRECTORY = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+"""Gone, something else, or a symbolic link."""
 _USER = b"user."
 _SECURITY = (b"security.capability", b"security.ima")
 
@@ -340,7 +343,9 @@ class TreeArchiver:
         place = b"/proc/self/fd/%d" % fd
         try:
             names = [os.fsencode(name) for name in os.listxattr(place)]
-        except OSError:
+        except OSError as error:
+            if error.errno != errno.ENOTSUP:
+                raise
             return ()
         return tuple((name, os.getxattr(place, name)) for name in sorted(names) if self._keeps(name))
 
@@ -373,7 +378,9 @@ def _tree_paths(root: Root) -> Iterator[bytes]:
             yield path
         try:
             fd = root.open_directory(path)
-        except OSError:
+        except OSError as error:  # nothing else may pass: whatever it held would be missing unnoticed
+            if error.errno not in _NO_DIRECTORY:
+                raise
             continue
         try:
             names = sorted(map(os.fsencode, os.listdir(fd)), reverse=True)

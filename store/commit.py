@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from drivers.base import Compression
 from store import codec
 from store.blobs import measured
-from store.errors import BadRecord
+from store.errors import BadRecord, ContainerUnknown
 from store.names import normalize
 from store.oci import config_document, plain_layer, put_image, put_layer
 from store.oci_config import build_manifest, host_platform, run_config
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from store.records import Container, Image, Layer
     from store.state import State
@@ -51,6 +52,7 @@ def commit(
     with (
         store.diff(found.id, compression=Compression.NONE) as changes,
         measured(changes, store.graphroot) as blob,
+        _kept(store, found),
         put_layer(store, blob, parent=below[-1].id if below else "", state=state) as layer,
     ):
         diff_ids = [*(item.diff_digest for item in below), blob.diff_digest]
@@ -58,6 +60,14 @@ def commit(
         descriptors = [plain_layer(item.diff_digest, item.size) for item in (*below, layer)]
         manifest = build_manifest(data, descriptors)
         return put_image(store, config=data, manifest=manifest, layer=layer.id, names=names)
+
+
+@contextmanager
+def _kept(store: Store, container: Container) -> Iterator[None]:
+    """Refuse what was read of a container that went meanwhile: it may not have been all."""
+    if store.container(container.id).layer != container.layer:
+        raise ContainerUnknown(f"container {container.id[:12]} was filled anew while it was read")
+    yield
 
 
 def _document(

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from drivers.base import Change, Compression
+from drivers.errors import IntegrityError
 from drivers.idmap import IDMappings
 from store.attributes import Attributes
 from store.errors import LayerUnknown, SizeUnknown
 from store.mounts import Mounts
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from store.records import Layer
 
 
@@ -61,13 +64,14 @@ class Diffs(Mounts, Attributes):
             a stream to be read once; close it when done. No lock is held while it is read.
 
         Raises:
-            LayerUnknown, OSError; while reading: IntegrityError if the layer's files were changed.
+            LayerUnknown, OSError; while reading: IntegrityError if the layer's files were changed, or the
+            layer was removed and its files were read from where they live.
         """
         layer, other = self._pair(to, from_)
         exact = (other.id if other else "") == layer.parent
         stream = self._exact(layer) if exact else None
         if stream is None:
-            stream = self.driver.diff(layer.id, *self._against(layer, other))
+            stream = self._live(layer, self.driver.diff(layer.id, *self._against(layer, other)))
         wanted = Compression(layer.compression) if compression is None else compression
         if wanted is Compression.NONE:
             return stream
@@ -91,6 +95,23 @@ class Diffs(Mounts, Attributes):
             stream = tarsplit.assemble(cast("BinaryIO", io.BufferedReader(lines)), root)
             stack.callback(stream.close)
             return cast("BinaryIO", reader_of(chunks_of(stream), stack.pop_all().close))
+
+    def _live(self, layer: Layer, stream: BinaryIO) -> BinaryIO:
+        """The archive of files that may go while it is read: what has gone is left out, as in the original.
+
+        A removal takes the record first, so that one which is there at the end was there all the time.
+        """
+        if self.driver.capabilities.snapshots:
+            return stream
+        from drivers.compress import chunks_of, reader_of
+
+        def whole() -> Iterator[bytes]:
+            yield from chunks_of(stream)
+            found = self.catalog().layer(layer.id)
+            if found is None or found.incomplete:
+                raise IntegrityError(f"layer {layer.id} was removed while it was read")
+
+        return cast("BinaryIO", reader_of(whole(), stream.close))
 
     def _pair(self, to: str, from_: str) -> tuple[Layer, Layer | None]:
         """The two layers of a comparison."""

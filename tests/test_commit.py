@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 
+from drivers.btrfs_ioctl import create_subvolume
+from drivers.errors import IntegrityError
 from store.commit import commit
 from store.errors import BadName, BadRecord, BadValue, ContainerUnknown
 from store.fill import fill
 from store.oci import config_document, import_rootfs
+from store.store import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture
@@ -109,3 +119,33 @@ def test_bad_arguments_are_refused_and_make_nothing(store, changed, arguments, e
     with pytest.raises(error):
         commit(store, **({"container": "c"} | arguments))
     assert (store.layers(), store.images()) == before
+
+
+@contextmanager
+def at_opening_of(name: bytes, act: Callable[[], object]) -> Iterator[None]:
+    """Call ``act`` before the first file of that name is opened in the block, by an audit hook."""
+    left = [act]
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and arguments[0] == name and left:
+            left.pop()()
+
+    sys.addaudithook(hook)
+    try:
+        yield
+    finally:
+        left.clear()
+
+
+@pytest.mark.parametrize("driver", ["btrfs", "vfs"])
+def test_a_container_that_goes_while_it_is_read_becomes_no_image(options, driver) -> None:
+    with Store(replace(options, driver=driver)) as store:
+        root = store.driver.get(store.create_container(names=["c"]).layer)
+        if driver == "btrfs":  # with one in it the files are read from where they live
+            create_subvolume(root, "own")
+        for name in ("first", "second"):
+            (root / name).write_text(name)
+        removal = at_opening_of(b"first", lambda: store.delete_container("c"))
+        with removal, pytest.raises((ContainerUnknown, IntegrityError)):
+            commit(store, "c", "mine")
+        assert (store.layers(), store.images()) == ([], [])

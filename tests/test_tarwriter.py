@@ -6,8 +6,11 @@ import io
 import os
 import resource
 import stat
+import subprocess
+import sys
 import tarfile
 import threading
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,8 +31,6 @@ from drivers.tarwriter import (
 from tests.support.trees import snapshot_tree
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.support.tools import StoreDirs, Tool
 
 CAP = b"\1\0\0\2\0\4\0\0" + bytes(12)
@@ -237,6 +238,36 @@ def test_writer_path_that_vanished_is_skipped(tmp_path: Path) -> None:
     changes.append(Change(b"/never", ChangeKind.MODIFIED))
     with open_diff(tmp_path, changes) as stream:
         assert [m.name for m in members_of(stream.read())] == ["there"]
+
+
+AS_NOBODY = """
+import os
+from drivers.tarwriter import archive_size, tar_chunks
+root = os.open("tree", os.O_RDONLY)
+os.setgroups([])
+os.setresuid(65534, 65534, 65534)
+for read in (archive_size, lambda *args: b"".join(tar_chunks(*args))):
+    try:
+        print(read(root, None))
+    except PermissionError:
+        print("refused")
+"""
+
+
+def test_writer_directory_that_cannot_be_read_is_no_archive(tmp_path: Path) -> None:
+    """An archive without what is in it would look complete."""
+    (tmp_path / "tree/closed").mkdir(parents=True)
+    (tmp_path / "tree/closed/file").write_bytes(b"1")
+    (tmp_path / "tree/closed").chmod(0o700)
+    done = subprocess.run(
+        [sys.executable, "-c", AS_NOBODY],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "refused\nrefused\n", done.stderr
 
 
 def test_writer_file_that_shrinks_while_read_keeps_the_archive_valid(tmp_path: Path) -> None:
