@@ -149,7 +149,7 @@ class Kind:
         node.refuse(errno.ESTALE, "it has no fixed entries")
 
     def accept(self, node: Node, data: bytes, append: bool) -> Callable[[], object]:
-        """Check one written value and return the work it asks for, done when the file is flushed."""
+        """Check one written value and return the work it asks for, done before the write returns."""
         node.refuse(errno.EPERM, "this file is made by fsd and cannot be written")
 
     def mkdir(self, node: Node, name: str) -> Node | None:

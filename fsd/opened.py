@@ -1,9 +1,10 @@
 """An open synthetic file: what is read from it, and the work that writing to it asks for.
 
-The kernel flushes a file whenever somebody closes a copy of its descriptor, which a shell does as soon as it
-has made the copy a command writes to. What a sink took is put to use when the process that opened the file
-has no descriptor of it any more, so once, and only what is there at the end. What a process had copied in
-when a signal ended it is thrown away.
+A value is put to use while it is written: shells look at how a write went, but not at how the close did that
+follows. The kernel flushes a file whenever somebody closes a copy of its descriptor, which a shell does as
+soon as it has made the copy a command writes to. What a sink took is put to use when the process that opened
+the file has no descriptor of it any more, so once, and only what is there at the end. What a process had
+copied in when a signal ended it is thrown away.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ if TYPE_CHECKING:
 class Opened:
     """An open synthetic file: what it is read from, and the work its writes asked for.
 
-    ``working`` is held while the work is done, and ``failure`` is kept: a process that forks flushes the
-    file once for each copy of the descriptor, and every one of them is told how it went. A ``sink`` takes
-    what is written where that is more than one value; ``fresh`` says that it has not been applied yet.
-    ``emptied`` says of another file that it was truncated and nothing was written since.
+    A ``sink`` takes what is written where that is more than one value; ``fresh`` says that it has not been
+    applied yet. ``emptied`` says of another file that it was truncated and nothing was written since.
+    ``working`` is held while either, or a value, is put to use, and ``failure`` is kept: a process that
+    forks flushes the file once for each copy of the descriptor, and every one of them is told how it went.
     """
 
     node: Node
@@ -48,7 +49,6 @@ class Opened:
     sink: Sink | None = None
     fresh: bool = False
     emptied: bool = False
-    work: list[Callable[[], object]] = field(default_factory=list)
     working: trio.Lock = field(default_factory=trio.Lock)
     failure: Exception | None = None
 
@@ -57,17 +57,29 @@ class Opened:
         self.fresh = self.node.kind.takes_empty and self.sink is not None
         self.emptied = self.node.kind.takes_empty and self.sink is None
 
-    async def write(self, offset: int, data: bytes, run: Run) -> None:
-        """Give data to the sink; without one they are a value, which is checked now."""
+    async def write(self, offset: int, data: bytes, run: Run) -> bool:
+        """Give data to the sink; without one they are a value, and what that asks for is done now.
+
+        Returns:
+            Whether something was done.
+        """
+        if self.sink is None:
+            await self._put_to_use(data, run)
+            return True
         try:
-            if self.sink is not None:
-                await run(self.sink.write_at, offset, data)
-            else:
-                self.work.append(await run(self.node.kind.accept, self.node, data, self.append))
+            await run(self.sink.write_at, offset, data)
         except BaseException:
-            self.fresh = self.emptied = False  # whoever was refused a part wants nothing of the rest
+            self.fresh = False  # whoever was refused a part wants nothing of the rest
             raise
-        self.fresh, self.emptied, self.failure = self.sink is not None, False, None
+        self.fresh, self.failure = True, None
+        return False
+
+    async def _put_to_use(self, data: bytes, run: Run) -> None:
+        async with self.working:
+            self.emptied = False  # refused or not, it is no longer about nothing
+            work = await run(self.node.kind.accept, self.node, data, self.append)
+            await run(work)
+            self.failure = None
 
     async def truncate(self, size: int, run: Run) -> None:
         """Cut what was given to the sink; without one only a file that may be empty takes notice."""
@@ -75,41 +87,42 @@ class Opened:
             await run(self.sink.truncate, size)
             self.fresh = self.fresh or self.node.kind.takes_empty
         elif self.node.kind.takes_empty and size == 0:
-            self.work.clear()
             self.emptied = True
 
     async def flush(self, run: Run, *, last: bool = False) -> bool:
-        """Do what was asked for, if anything was; raises what went wrong, again for each flush.
+        """Put to use what the sink took, or that the file was emptied; raises what went wrong each time.
 
         Args:
             last: nobody has a descriptor any more.
+
+        Returns:
+            Whether something was done.
         """
         async with self.working:
-            if self.fresh or self.emptied:
-                await self._decide(run, last=last)
-            if not self.work and self.failure is None:
-                return False
-            while self.work and self.failure is None:
+            if (self.fresh or self.emptied) and not await self._unfinished(last=last):
                 try:
-                    await run(self.work.pop(0))
+                    return await self._finish(run)
                 except Exception as exc:
                     self.failure = exc
-                    self.work.clear()
             if self.failure is not None:
                 raise self.failure
-            return True
+            return False
 
-    async def _decide(self, run: Run, *, last: bool) -> None:
-        """Turn what was written or truncated into work, unless more will come or it is not wanted."""
-        if not last and await trio.to_thread.run_sync(holds_to_write, self.pid, self.inode):
-            return
+    async def _unfinished(self, *, last: bool) -> bool:
+        """Whether more may be written: the process that opened the file still has it open for that."""
+        return not last and await trio.to_thread.run_sync(holds_to_write, self.pid, self.inode)
+
+    async def _finish(self, run: Run) -> bool:
+        """Whether what was written or truncated was wanted, so that it was put to use."""
         if self.sink is None:
             self.emptied = False
-            self.work.append(await run(self.node.kind.accept, self.node, b"", False))
-            return
+            await run(await run(self.node.kind.accept, self.node, b"", False))
+            return True
         self.fresh = False
-        if not await trio.to_thread.run_sync(was_killed, self.pid):
-            self.work = [self.sink.apply]
+        if await trio.to_thread.run_sync(was_killed, self.pid):
+            return False
+        await run(self.sink.apply)
+        return True
 
     async def close(self, run: Run) -> None:
         """Nobody has it open any more; what was not put to use by then, because two were writing, is now."""

@@ -310,12 +310,14 @@ class Operations(pyfuse3.Operations):
         return select.POLLIN if content.ready(poll_handle.notify if poll_handle else None) else 0
 
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        """One whole value: checked now, done when the file is flushed. A sink takes the bytes."""
-        await cast("Opened", self._handles[fh]).write(off, bytes(buf), self._work)
+        """One whole value, which is put to use now. A sink takes the bytes."""
+        opened = cast("Opened", self._handles[fh])
+        if await opened.write(off, bytes(buf), self._work):
+            await self._replaced(opened.node)
         return len(buf)
 
     async def flush(self, fh: FileHandleT) -> None:
-        """Do what the writes asked for; ``close`` reports a failure."""
+        """Put to use what a sink took; ``close`` reports a failure."""
         opened = cast("Opened", self._handles[fh])
         if await opened.flush(self._work):
             await self._replaced(opened.node)

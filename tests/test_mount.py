@@ -397,12 +397,16 @@ def test_rollback_brings_the_state_back_and_keeps_the_one_before(tree):
     assert (container / "path/etc/hostname").read_text() == "again\n"
 
 
-def test_rollback_of_a_mounted_container_is_refused(tree, podman):
+def test_rollback_of_a_mounted_container_is_refused_and_shells_see_it(tree, podman):
+    """They look at how a write went, and not at the close after it."""
     container = tree.path / "containers/made-by-podman"
     (container / "snapshots/good").mkdir()
     podman("mount", "made-by-podman")
     try:
         assert errno_of(write, container / "rollback", "good\n") == errno.EBUSY
+        for shell in ("bash", "dash"):
+            asked = subprocess.run([shell, "-c", f"echo good > {container}/rollback"], check=False)
+            assert asked.returncode, shell
         assert errno_of(os.rmdir, container) == errno.EBUSY
     finally:
         podman("umount", "made-by-podman")
