@@ -32,6 +32,8 @@ FIRST = 16 * GIB
 STEP = 64 * MIB
 LOCK_BYTES = 64
 """Size of a stamped lock file (FORMAT 3.3)."""
+PODMANS_STATE = ("libpod/bolt_state.db", "db.sql")
+"""What podman makes in a graphroot before it looks for a store there, and leaves when it finds none."""
 MAGIC_OFFSET, MAGIC = 0x10040, b"_BHRfS_M"
 """Where a btrfs superblock carries its magic (btrfs(5), on-disk format)."""
 OPTIONS = "loop,noatime,discard=async"
@@ -166,9 +168,14 @@ class Pool:
         for directory, _, files in os.walk(self.graphroot):
             for name in files:
                 path = Path(directory, name)
-                if not name.endswith(".lock") or path.lstat().st_size > LOCK_BYTES:
+                is_lock = name.endswith(".lock") and path.lstat().st_size <= LOCK_BYTES
+                if not is_lock and not self._made_beside(path):
                     return path
         return None
+
+    def _made_beside(self, path: Path) -> bool:
+        """Whether podman made a file because it was run while the pool, which has its store, was detached."""
+        return self.exists and str(path.relative_to(self.graphroot)) in PODMANS_STATE
 
     def _refuse_hiding(self) -> None:
         hidden = self._hidden()

@@ -15,6 +15,7 @@ from fsd import mounts
 from fsd.pool import GIB, MIB, SMALLEST, STEP, Pool, PoolError, Usage, first_size, growth
 from tests.support.features import require
 from tests.support.loops import loop_devices, mounts_below, unmount_below
+from tests.support.tools import StoreDirs, ToolBox
 
 
 @pytest.fixture
@@ -123,6 +124,20 @@ def test_ensure_over_what_an_opened_empty_store_leaves_works(pool):
     (pool.graphroot / "overlay-images").mkdir(parents=True)
     (pool.graphroot / "overlay-images/images.lock").write_bytes(bytes(64))
     assert pool.ensure()
+
+
+def test_podman_run_while_the_pool_is_detached_does_not_keep_it_from_being_attached(pool, run_dir):
+    """It makes its database before it looks for a store."""
+    require("podman")
+    pool.ensure()
+    (pool.graphroot / "kept").touch()
+    assert pool.detach()
+    dirs = StoreDirs(pool.graphroot, run_dir / "r")  # podman wants less than 50 characters
+    podman = ToolBox(dirs, "btrfs", pool.graphroot.parent / "conf").podman()
+    assert "not on a btrfs filesystem" in podman("ps", check=False).stderr
+    assert (pool.graphroot / "libpod/bolt_state.db").exists()
+    assert pool.attach()
+    assert (pool.graphroot / "kept").exists()
 
 
 def test_ensure_with_an_image_that_is_no_btrfs_refuses_and_keeps_it(pool):
