@@ -40,7 +40,8 @@ VERBS = (
         DAEMON,
         "cli_daemon.stop",
         "unmount, end the daemon, detach the pool",
-        Option("--force", "also when the daemon hangs or the tree is in use"),
+        Option("--force", "also when the daemon hangs"),
+        details="Programs that use the tree do not hinder it; what they do there fails from then on.",
     ),
     Verb(
         "status",
