@@ -235,15 +235,17 @@ class Pool:
         for mount in mounts.below(self.graphroot):
             if mount.point.parent != self.graphroot or mount.root != f"/{mount.point.name}":
                 raise PoolError(f"the pool stays attached: {mount.point} is mounted; unmount it first")
-            _unmount(mount.point)  # a graph driver's home, which peers bind onto itself and leave
+            self._release(mount.point)  # a graph driver's home, which peers bind onto itself and leave
         while self.device is not None:
-            try:
-                _unmount(self.graphroot)
-            except MountError as error:
-                busy = ", ".join(map(str, mounts.holders(self.graphroot)))
-                raise PoolError(
-                    f"the pool stays attached: {f'in use by {busy}' if busy else error}"
-                ) from None
+            self._release(self.graphroot)
+
+    def _release(self, point: Path) -> None:
+        """Unmount the pool, or a part of it; ``PoolError`` with who uses it."""
+        try:
+            _unmount(point)
+        except MountError as error:
+            busy = ", ".join(map(str, mounts.holders(self.graphroot)))
+            raise PoolError(f"the pool stays attached: {f'in use by {busy}' if busy else error}") from None
 
     @contextlib.contextmanager
     def session(self, *, make: bool = False) -> Iterator[None]:

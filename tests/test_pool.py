@@ -101,6 +101,22 @@ def test_detach_waits_for_what_the_kernel_alone_still_uses(pool):
         free.join()
 
 
+def test_detach_names_who_uses_a_part_that_is_bound_onto_itself(pool):
+    """As the graph driver's home is by every daemon and by podman."""
+    pool.ensure()
+    home = pool.graphroot / "btrfs"
+    home.mkdir()
+    mounts.run("mount", "--bind", home, home)
+    user = subprocess.Popen(["sleep", "60"], cwd=home)
+    try:
+        with pytest.raises(PoolError, match=rf"stays attached: in use by .*\(pid {user.pid}, cwd\)"):
+            pool.detach()
+    finally:
+        user.kill()
+        user.wait()
+    assert pool.detach()
+
+
 def test_detach_with_a_foreign_mount_inside_names_it(pool):
     pool.ensure()
     inside = pool.graphroot / "elsewhere"
