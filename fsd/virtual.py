@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,8 @@ class LargeFile(Kind):
     unseen: Callable[[Any], bool] | None = None
     guard: Callable[[Any], tuple[str, int] | None] | None = None
     blocking = True
+    mode = stat.S_IFREG | 0o400
+    """For the owner alone: it holds what the permissions of a rootfs keep from others."""
 
     @property
     def writable(self) -> bool:

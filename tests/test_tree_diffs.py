@@ -209,6 +209,26 @@ def test_image_tar_is_an_archive_podman_loads(tree, podman):
     assert (tree.path / "images" / TOP / "id").read_text().strip() == identity
 
 
+def test_archives_show_other_users_nothing_a_rootfs_keeps_from_them(filled, btrfs_dir):
+    with mounted(filled, btrfs_dir / "mnt", "--allow-other", "yes") as tree:
+        image, container = tree.path / "images" / TOP, tree.path / "containers" / CONTAINER
+        secret = container / "rootfs/etc/secret"
+        secret.write_text("secret")
+        secret.chmod(0o600)
+
+        def as_nobody(place):
+            argv = ["runuser", "-u", "nobody", "--", "cat", place.relative_to(tree.path)]
+            return subprocess.run(argv, cwd=tree.path, capture_output=True, check=False)
+
+        assert as_nobody(image / "rootfs/etc/hostname").stdout == b"fsd-test\n"
+        blobs = sorted((image / "oci/blobs/sha256").iterdir())
+        archives = [image / "image.tar", image / "layer/diff.tar", container / "diff.tar", *blobs]
+        between = tree.path / f"diff/{TOP.rpartition('/')[2]}..{CONTAINER}"
+        for place in (secret, *archives, container / "changes", between / "diff.tar"):
+            done = as_nobody(place)
+            assert (done.stdout, b"Permission denied" in done.stderr) == (b"", True), place
+
+
 @pytest.mark.parametrize("spelling", ["{id}/image.tar", "localhost/top%3A1/image.tar", "{id}/oci"])
 def test_another_store_loads_an_image_right_from_the_tree(tree, btrfs_dir, spelling):
     """podman splits the path of an archive at a colon, so that the image must be named without one."""
