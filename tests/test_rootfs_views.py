@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from fsd.handles import handle_of, identity, open_handle
+from fsd.handles import identity
 from fsd.plane import Mode
 from tests.support import rootfs_served, syscalls
 from tests.support.rootfs_mount import RootfsMount
@@ -384,26 +384,6 @@ def test_writers_in_parallel_do_not_disturb_each_other(work: Work) -> None:
 
 
 # -- handles ---------------------------------------------------------------------------------------
-
-
-def test_handle_reopens_an_inode_by_nothing_else(btrfs_dir: Path) -> None:
-    (btrfs_dir / "f").write_text("x")
-    mount = os.open(btrfs_dir, os.O_RDONLY)
-    fd = os.open(btrfs_dir / "f", os.O_PATH)
-    try:
-        handle = handle_of(fd)[0]
-        os.rename(btrfs_dir / "f", btrfs_dir / "g")
-        again = open_handle(mount, handle, os.O_RDONLY)
-        assert os.read(again, 9) == b"x"
-        os.close(again)
-        (btrfs_dir / "g").unlink()
-        os.close(fd)
-        fd = -1
-        assert errno_of(open_handle, mount, handle, os.O_PATH) == errno.ESTALE
-    finally:
-        os.close(mount)
-        if fd >= 0:
-            os.close(fd)
 
 
 def test_identity_differs_between_a_subvolume_and_its_snapshot(btrfs_dir: Path) -> None:
