@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import ctypes
 import errno
 import os
 import shutil
@@ -12,6 +11,8 @@ import socket
 import stat
 import subprocess
 from typing import TYPE_CHECKING, Final
+
+from drivers import syscalls
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,15 +22,7 @@ _MS_NOSUID: Final = 2
 _MS_NODEV: Final = 4
 _MS_NOATIME: Final = 1024
 _MNT_FORCE: Final = 1
-_MNT_DETACH: Final = 2
 _HELPER_SECONDS: Final = 30
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _check(returned: int, path: Path) -> None:
-    if returned < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), str(path))
 
 
 def mount(mountpoint: Path, *, source: str = "fsd", subtype: str = "fsd", allow_other: bool = False) -> int:
@@ -49,12 +42,11 @@ def mount(mountpoint: Path, *, source: str = "fsd", subtype: str = "fsd", allow_
 
 def unmount(mountpoint: Path) -> None:
     """Detach a mount; requests under way fail. One that is gone already is fine."""
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            detach(mountpoint)
-        except OSError as exc:
-            if exc.errno not in (errno.EINVAL, errno.ENOENT):
-                raise
+    try:
+        detach(mountpoint)
+    except OSError as exc:
+        if exc.errno not in (errno.EINVAL, errno.ENOENT):
+            raise
 
 
 def direct(mountpoint: Path, source: str, subtype: str, allow_other: bool) -> int:
@@ -67,11 +59,7 @@ def direct(mountpoint: Path, source: str, subtype: str, allow_other: bool) -> in
         if allow_other:
             options += ",allow_other"
         flags = _MS_NOSUID | _MS_NODEV | _MS_NOATIME
-        target = os.fsencode(mountpoint)
-        _check(
-            _libc.mount(source.encode(), target, f"fuse.{subtype}".encode(), flags, options.encode()),
-            mountpoint,
-        )
+        syscalls.mount(source, mountpoint, f"fuse.{subtype}", flags, options)
     except BaseException:
         os.close(device)
         raise
@@ -114,7 +102,7 @@ def _received(end: socket.socket) -> int:
 def detach(mountpoint: Path) -> None:
     """Take the mount away at once; requests under way fail with ECONNABORTED."""
     if os.geteuid() == 0:
-        _check(_libc.umount2(os.fsencode(mountpoint), _MNT_FORCE | _MNT_DETACH), mountpoint)
+        syscalls.umount(mountpoint, _MNT_FORCE | syscalls.MNT_DETACH)
         return
     helper = shutil.which("fusermount3") or "fusermount3"
     subprocess.run([helper, "-u", "-z", "--", os.fspath(mountpoint)], check=False, capture_output=True)

@@ -348,7 +348,7 @@ static struct denied *denied_places(struct plane *p, uint32_t pid, uint64_t owne
 }
 
 /* Refuse removals in an owner's exports to a process from now on; the oldest of a full row is forgotten. */
-int fsd_deny(plane *p, uint32_t pid, uint64_t since, uint64_t owner) {
+void fsd_deny(plane *p, uint32_t pid, uint64_t since, uint64_t owner) {
     pthread_mutex_lock(&p->park_lock);
     uint32_t order = atomic_load(&p->denied_count) + 1;
     struct denied *row = denied_places(p, pid, owner), *chosen = row;
@@ -363,7 +363,6 @@ int fsd_deny(plane *p, uint32_t pid, uint64_t since, uint64_t owner) {
     *chosen = (struct denied){pid, order ? order : 1, since, owner};
     atomic_store(&p->denied_count, order ? order : 1);
     pthread_mutex_unlock(&p->park_lock);
-    return 0;
 }
 
 /* A process lists an object: it may be about to empty it. */

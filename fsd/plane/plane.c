@@ -106,9 +106,8 @@ int fsd_event_fd(plane *p) {
     return p->event_fd;
 }
 
-int fsd_invalidate_entry(plane *p, uint64_t parent, const char *name) {
+void fsd_invalidate_entry(plane *p, uint64_t parent, const char *name) {
     notify_inval_entry(p, parent, name);
-    return 0;
 }
 
 static uint64_t kept_descriptors(struct plane *p) {

@@ -50,18 +50,22 @@ SWEPT_MAX = 256
 
 ENTRY = struct.Struct("<QQq12I")
 """A published entry: ``fsd_entry`` of ``face.h``."""
-ASKED, UNLOOKED, LISTED, GUARDED, TOLD = 1, 2, 4, 8, 16
-"""Its flags: ``FSD_ASKED`` …"""
+ASKED: int = _plane.lib.FSD_ASKED
+UNLOOKED: int = _plane.lib.FSD_UNLOOKED
+LISTED: int = _plane.lib.FSD_LISTED
+GUARDED: int = _plane.lib.FSD_GUARDED
+TOLD: int = _plane.lib.FSD_TOLD
+"""Its flags, as ``face.h`` says what they mean."""
 
 
 class Mode(enum.IntEnum):
     """How the nodes of an export are reopened when no descriptor of them is kept."""
 
-    BTRFS_HANDLE = 0
+    BTRFS_HANDLE = _plane.lib.FSD_BTRFS_HANDLES
     """By a file handle made from the inode number: one call, and nothing kept per node."""
-    HANDLE = 1
+    HANDLE = _plane.lib.FSD_HANDLES
     """By a file handle kept for each node."""
-    NAME = 2
+    NAME = _plane.lib.FSD_NAMES
     """By the names that lead to it, where file handles cannot be opened: four calls an entry."""
 
 
@@ -213,11 +217,16 @@ class Plane:
             OSError: the directory cannot be opened, or the number is out of range; ``EOPNOTSUPP`` where
                 owners cannot be mapped.
         """
-        flags = read_only | frozen << 1 | by_name << 2 | gated << 3 | sealed << 4
+        lib = _plane.lib
+        flags = (
+            read_only * lib.FSD_READ_ONLY
+            | frozen * lib.FSD_FROZEN
+            | by_name * lib.FSD_BY_NAME
+            | gated * lib.FSD_GATED
+            | sealed * lib.FSD_SEALED
+        )
         node = _plane.lib.fsd_export(self._c, os.fsencode(path), number, flags, owner, userns)
-        if node < 0:
-            raise OSError(-node, os.strerror(-node), str(path))
-        return Export(number=number, node=node)
+        return Export(number=number, node=_checked(node, path))
 
     def unexport(self, number: int) -> None:
         """Show it no more. Nodes the kernel holds go on working as long as their inodes exist."""
@@ -229,9 +238,7 @@ class Plane:
         Raises:
             OSError: EOPNOTSUPP where nodes are not reopened by btrfs handles.
         """
-        error = _plane.lib.fsd_exchange(self._c, number, os.fsencode(path))
-        if error < 0:
-            raise OSError(-error, os.strerror(-error), str(path))
+        _checked(_plane.lib.fsd_exchange(self._c, number, os.fsencode(path)), path)
 
     def sweep(self) -> list[int]:
         """Let go of exports whose directory was deleted, by whoever; their numbers.
@@ -248,10 +255,7 @@ class Plane:
         Raises:
             OSError: nothing is shown under that number.
         """
-        mode = _plane.lib.fsd_mode(self._c, number)
-        if mode < 0:
-            raise OSError(-mode, os.strerror(-mode))
-        return Mode(mode)
+        return Mode(_checked(_plane.lib.fsd_mode(self._c, number)))
 
     def arm(self, number: int) -> None:
         """Make the next mutation of an export wait."""
@@ -267,9 +271,7 @@ class Plane:
         Raises:
             OSError: it cannot be opened.
         """
-        error = _plane.lib.fsd_prepare_in(self._c, os.fsencode(directory))
-        if error < 0:
-            raise OSError(-error, os.strerror(-error), str(directory))
+        _checked(_plane.lib.fsd_prepare_in(self._c, os.fsencode(directory)), directory)
 
     def prepare(self, number: int, preparation: Preparation | None) -> None:
         """Lay the next snapshot of an export ready, or take back what was; nothing happens if it is gone."""
@@ -320,9 +322,7 @@ class Plane:
         Raises:
             OSError: the directory is not there, or the system's inotify limits are reached.
         """
-        error = _plane.lib.fsd_follow(self._c, os.fsencode(directory), pattern.encode())
-        if error < 0:
-            raise OSError(-error, os.strerror(-error), str(directory))
+        _checked(_plane.lib.fsd_follow(self._c, os.fsencode(directory), pattern.encode()), directory)
 
     def generation(self) -> int:
         """What is rendered after this call may be published with this number."""
@@ -391,9 +391,7 @@ class Plane:
             transaction,
         )
         error: int = _plane.lib.fsd_publish(self._c, ffi.new("fsd_object *", given))
-        if error < 0 and error != -errno.ESTALE:
-            raise OSError(-error, os.strerror(-error))
-        return error == 0
+        return error != -errno.ESTALE and _checked(error) == 0
 
     def retract(self, node: int) -> None:
         """Answer no more for an object; lookups of it that the kernel holds go on being counted."""
@@ -447,6 +445,13 @@ class Plane:
         os.close(self._device)
         self._ours.close()
         self._theirs.close()
+
+
+def _checked(result: int, path: Path | None = None) -> int:
+    """The result of a call; the ``OSError`` of one that is a negated errno."""
+    if result < 0:
+        raise OSError(-result, os.strerror(-result), None if path is None else str(path))
+    return result
 
 
 def _enlarge(end: socket.socket) -> None:

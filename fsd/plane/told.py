@@ -31,17 +31,17 @@ OPERATIONS = {
 class Kind(enum.IntEnum):
     """What an event is about."""
 
-    PARKED = 1
+    PARKED = _plane.lib.FSD_PARKED
     """A mutation waits for :meth:`Plane.resume`."""
-    REFUSED = 2
+    REFUSED = _plane.lib.FSD_REFUSED
     """A mutation was refused with ``error``."""
-    NUMBER = 3
+    NUMBER = _plane.lib.FSD_NUMBER
     """A request met a nested subvolume that has no number yet, and waits."""
-    ENDED = 4
+    ENDED = _plane.lib.FSD_ENDED
     """The mount is gone."""
-    OPENED = 5
+    OPENED = _plane.lib.FSD_OPENED
     """The :data:`~fsd.plane.TOLD` directory ``nodeid`` was opened."""
-    TAKEN = 6
+    TAKEN = _plane.lib.FSD_TAKEN
     """A snapshot that was laid ready was taken; ``names`` are its holder and its own."""
 
 
