@@ -73,7 +73,7 @@ class Stream(Content, ABC):
         """
 
 
-class Opened(Content):
+class Streamed(Content):
     """A virtual file's own stream; what it needs meanwhile (a mount, a copy) goes with it."""
 
     def __init__(self, file: VirtualFile, held: ExitStack | None = None) -> None:
@@ -107,7 +107,7 @@ class Archive(Content):
     """
 
     def __init__(self, file: VirtualFile, index: Callable[[], AbstractContextManager[SeekableDiff]]) -> None:
-        self._stream = Opened(file)
+        self._stream = Streamed(file)
         self._size = file.size
         self._make_index = index
         self._index: SeekableDiff | None = None

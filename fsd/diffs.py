@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from drivers.base import Compression
 from drivers.errors import DriverError
 from fsd.budget import Budget
-from fsd.contents import Archive, Content, Opened, Rendered
+from fsd.contents import Archive, Content, Rendered, Streamed
 from store.comparison import Side, compared, describe_changes, generation_of
 from store.errors import StoreError
 from store.state import Size
@@ -134,7 +134,7 @@ class Differences:
             found = stack.enter_context(compared(self._store, pair.new, pair.old))
             size = found.archive_size()
             self._keep(pair, stamp, describe_changes(found), size, found)
-            return Opened(of_stream(size, found.archive), stack.pop_all())
+            return Streamed(of_stream(size, found.archive), stack.pop_all())
 
     # -- in the background ---------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fsd.contents import Opened
+from fsd.contents import Streamed
 from fsd.layouts import ARCHIVE
 from fsd.nodes import Alias, DirectoryKind
 from fsd.site import ImageSubject, PathSubject, Subject
@@ -14,7 +14,6 @@ from fsd.virtual import LargeFile
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from fsd.contents import Content
     from fsd.nodes import Node
     from store.virtual import VirtualFile
 
@@ -55,12 +54,8 @@ def _archive(image: ImageSubject) -> VirtualFile:
     return _files(image)[ARCHIVE]
 
 
-def _opened(file: VirtualFile) -> Content:
-    return Opened(file)
-
-
-IMAGE_TAR = LargeFile(lambda image: _archive(image).size, lambda image: _opened(_archive(image)))
-_FILE = LargeFile(lambda subject: subject.file.size, lambda subject: _opened(subject.file))
+IMAGE_TAR = LargeFile(lambda image: _archive(image).size, lambda image: Streamed(_archive(image)))
+_FILE = LargeFile(lambda subject: subject.file.size, lambda subject: Streamed(subject.file))
 
 
 @dataclass(frozen=True)
