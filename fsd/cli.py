@@ -235,11 +235,12 @@ def _quiet_stdout() -> int:
 
 def _failed(error: Exception, verb: Verb, *, debug: bool) -> int:
     """Print the text of a failure; a traceback only for a defect, or on request."""
+    from drivers.errors import DriverError
     from fsd.mounts import MountError
     from fsd.runfile import AlreadyUp
     from store.errors import StoreError, Unknown
 
-    expected = isinstance(error, (StoreError, *_driver_errors(), MountError, AlreadyUp, OSError))
+    expected = isinstance(error, (StoreError, DriverError, MountError, AlreadyUp, OSError))
     if debug or not expected:
         import logging
 
@@ -247,12 +248,6 @@ def _failed(error: Exception, verb: Verb, *, debug: bool) -> int:
     text = _text(error) if expected else f"internal error: {type(error).__name__}: {error}"
     print(f"fsd: {text}", file=sys.stderr)
     return EXIT_NEGATIVE if verb.question and isinstance(error, Unknown) else EXIT_ERROR
-
-
-def _driver_errors() -> tuple[type[Exception], ...]:
-    from drivers.errors import DriverError
-
-    return (DriverError,)
 
 
 def _text(error: Exception) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fsd.pool import Pool
     from fsd.runfile import Running
     from store.config import StoreOptions
+    from store.health import Finding
 
 STOP_SECONDS = 30.0
 TABLES = ("layers", "images", "containers")
@@ -231,15 +232,13 @@ def _store_checks(args: argparse.Namespace, options: StoreOptions) -> list[Check
         return [("store", "fail", "there is none yet: fsd up makes it")]
     try:
         with open_session(args) as session:
-            return [
-                (
-                    one.subject,
-                    "ok" if one.ok else "warn",
-                    f"{one.text}; {one.remedy}" if not one.ok else one.text,
-                )
-                if one.subject != "records" or one.ok
-                else ("records", "fail", f"{one.text}; {one.remedy}")
-                for one in of_store(session.history)
-            ]
-    except Exception as error:
+            return [_check_of(one) for one in of_store(session.history)]
+    except Exception as error:  # that the store cannot be opened is what was asked for
         return [("store", "fail", str(error))]
+
+
+def _check_of(found: Finding) -> Check:
+    """What the store found; records that cannot be used are a failure."""
+    if found.ok:
+        return found.subject, "ok", found.text
+    return found.subject, "fail" if found.subject == "records" else "warn", f"{found.text}; {found.remedy}"

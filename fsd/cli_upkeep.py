@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fsd.cli_store import Session
     from store.check import Problem
     from store.prune import Item, Plan
+    from store.trash_entries import Entry
 
     Columns = dict[str, Callable[[Row], object]]
 
@@ -155,10 +156,7 @@ def trash(args: argparse.Namespace) -> int:
     return 0
 
 
-def _entry(session: Session, entry: object) -> Row:
-    from store.trash import Entry
-
-    assert isinstance(entry, Entry)
+def _entry(session: Session, entry: Entry) -> Row:
     figures = session.sizes.get("trash", entry.id)
     return {
         "entry": entry.id,

@@ -38,13 +38,15 @@ def show_config(args: argparse.Namespace) -> int:
 
     served = mounted_file(args, "control/config")
     if served is not None:
-        settings = parse_settings(served.read_text(), str(served))
+        text = served.read_text()
+        settings = parse_settings(text, str(served))
     else:
         settings = load_settings(settings_path(store_options(args)))
+        text = f"{settings}\n"
     if args.json:
         output.print_json(_dashed(asdict(settings)))
     else:
-        print(served.read_text() if served is not None else settings, end="" if served else "\n")
+        print(text, end="")
     return 0
 
 

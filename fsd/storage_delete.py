@@ -21,22 +21,21 @@ if TYPE_CHECKING:
 
 def delete(run: Run) -> int:
     """``delete``: whatever has that key, without asking whether anything needs it."""
-    return _each(run, lambda key: run.store.delete(key))
+    return _each(run, run.store.delete)
 
 
 def delete_layer(run: Run) -> int:
     """``delete-layer``: layers nothing needs; the rules hold for names too, unlike in the original."""
-    return _each(run, lambda key: run.store.delete_layer(key))
+    return _each(run, run.store.delete_layer)
 
 
 def delete_container(run: Run) -> int:
     """``delete-container``."""
-    return _each(run, lambda key: run.store.delete_container(key))
+    return _each(run, run.store.delete_container)
 
 
 def _each(run: Run, remove: Callable[[str], None]) -> int:
     """Remove one object after the other, and tell what went wrong with which."""
-    _ = run.store
     failed: dict[str, str] = {}
     for key in run.args:
         failed[key] = ""

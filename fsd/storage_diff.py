@@ -8,14 +8,11 @@ from typing import TYPE_CHECKING
 from drivers.base import ChangeKind, Compression
 from drivers.errors import IntegrityError
 from fsd.storage_context import write_all
-from fsd.storage_create import applydiff
 from fsd.storage_data import layer_of
 from fsd.storage_errors import text_of
 
 if TYPE_CHECKING:
     from fsd.storage_context import Run
-
-__all__ = ["applydiff", "changes", "diff", "diffsize"]
 
 _KINDS = {ChangeKind.MODIFIED: (0, "Modify"), ChangeKind.ADDED: (1, "Add"), ChangeKind.DELETED: (2, "Delete")}
 _PIECE = 1 << 20

@@ -95,8 +95,8 @@ class FlagSet:
         for flag in known:
             values.setdefault(flag.key, flag.kind())
         self._known = {spelling: flag for flag in known for spelling in flag.spellings}
-        self._shown = [(flag, values[flag.key]) for flag in flags]
-        self._shown = [(f, list(v) if isinstance(v, list) else v) for f, v in self._shown]
+        defaults = ((flag, values[flag.key]) for flag in flags)
+        self._shown = [(flag, list(v) if isinstance(v, list) else v) for flag, v in defaults]
         self._args: list[str] = []
 
     def parse(self, arguments: list[str]) -> list[str]:

@@ -251,7 +251,7 @@ COMMANDS = (
     Command("diffsize diff-size", "diff.diffsize", _TWO_LAYERS, "Compare two layers", 1, 2),
     Command("diff", "diff.diff", _TWO_LAYERS, "Compare two layers", 1, 2, _DIFF),
     Command(
-        "applydiff apply-diff", "diff.applydiff", _TWO_LAYERS, "Apply a diff to a layer", 1, 1, (_INPUT,)
+        "applydiff apply-diff", "create.applydiff", _TWO_LAYERS, "Apply a diff to a layer", 1, 1, (_INPUT,)
     ),
     Command("exists", "show.exists", _ANY, "Check if a layer or image or container exists", 1, 0, _EXISTS),
     Command("image", "sizes.image", f"{_IMAGE} [...]", "Examine an image", 1, 0, _J),
