@@ -7,7 +7,6 @@ or in ``poll``, ``select`` and ``epoll``. Any number of readers may.
 
 from __future__ import annotations
 
-import itertools
 import json
 import threading
 import time
@@ -37,7 +36,6 @@ class Events:
 
     def __init__(self) -> None:
         self._lines: deque[tuple[int, bytes]] = deque(maxlen=KEPT)
-        self._numbers = itertools.count(1)
         self._last = 0
         self._lock = threading.Lock()
         self._token: trio.lowlevel.TrioToken | None = None
@@ -56,7 +54,7 @@ class Events:
         event = {"time": stamp, "table": table, "action": action, "id": id_, "names": list(names), **more}
         line = json.dumps(event, ensure_ascii=False).encode("utf-8", "surrogateescape") + b"\n"
         with self._lock:
-            self._last = next(self._numbers)
+            self._last += 1
             self._lines.append((self._last, line))
             token = self._token
         if token is not None:

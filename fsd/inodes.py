@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import pyfuse3
 
-from fsd.plane import PLACES
+from fsd.plane import OURS, PLACES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     from fsd.nodes import Node
 
 ROOT = pyfuse3.ROOT_INODE
-REAL_TREES = 1 << 62
 _ITSELF, _FIRST_FIXED = 1, 2
-_GROUPS = REAL_TREES // PLACES
+_GROUPS = OURS // PLACES
 
 
 class _Group:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from fsd import mounts
 from fsd.mounts import MountError
+from store.durable import sync_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -136,7 +137,7 @@ class Pool:
         except BaseException:
             half_made.unlink(missing_ok=True)
             raise
-        _sync_directory(self.image.parent)
+        sync_directory(self.image.parent)
 
     def _attach(self, lock: int) -> bool:
         if self.device is not None:
@@ -338,11 +339,3 @@ def _try_lock(descriptor: int, kind: int) -> bool:
     except BlockingIOError:
         return False
     return True
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

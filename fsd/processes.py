@@ -6,8 +6,7 @@ import os
 
 from drivers.processes import stat_fields
 
-_PENDING = (b"SigPnd:", b"ShdPnd:")
-_BLOCKED = (b"SigBlk:", b"SigIgn:")
+_MASKS = (b"SigPnd:", b"ShdPnd:", b"SigBlk:", b"SigIgn:")
 _STAT_FLAGS, _STAT_EXIT_CODE = 9 - 3, 52 - 3
 """Places in :func:`~drivers.processes.stat_fields` of fields 9 and 52."""
 _PF_EXITING = 0x4
@@ -20,20 +19,12 @@ def has_signal(pid: int) -> bool:
     """Whether a process has a signal waiting that would end a blocking call; true once it is gone."""
     try:
         with open(f"/proc/{pid}/status", "rb") as file:
-            fields = dict(line.split(b"\t", 1) for line in file if line[:7] in (*_PENDING, *_BLOCKED))
+            fields = dict(line.split(b"\t", 1) for line in file if line[:7] in _MASKS)
     except OSError:
         return True
     masks = {name: int(value, 16) for name, value in fields.items()}
-    pending = sum_of(masks, _PENDING)
-    return bool(pending & ~sum_of(masks, _BLOCKED))
-
-
-def sum_of(masks: dict[bytes, int], names: tuple[bytes, ...]) -> int:
-    """The signals in any of several masks."""
-    found = 0
-    for name in names:
-        found |= masks.get(name, 0)
-    return found
+    private, shared, blocked, ignored = (masks.get(name, 0) for name in _MASKS)
+    return bool((private | shared) & ~(blocked | ignored))
 
 
 def holds_to_write(pid: int, inode: int) -> bool:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from pyfuse3 import InodeT, RequestContext
 
-from drivers.processes import stat_fields
+from drivers.processes import started
 from fsd.errnos import Failure
-from fsd.inodes import REAL_TREES
+from fsd.plane import OURS
 from fsd.views import PRIVATE, owner_number
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class RealTrees:
 
     def _where(self, args: tuple[Any, ...], place: Place) -> tuple[str, InodeT, int, int]:
         first = args[0] if args and isinstance(args[0], int) else 0
-        if not first & REAL_TREES:
+        if not first & OURS:
             return place(first)
         spec = self._views.spec_of(first)
         return (spec.shown or spec.key if spec else f"inode {first}"), InodeT(first), 0, 0
@@ -160,8 +160,5 @@ def _deny(views: Views, pid: int, owner: str) -> None:
 
 
 def _started(pid: int) -> int:
-    """Start time of a process in clock ticks (proc(5), field 22), which tells a reused pid apart."""
-    try:
-        return int(stat_fields(pid)[19])
-    except (OSError, IndexError, ValueError):
-        return 0
+    """Start time of a process in clock ticks, which tells a reused pid apart; 0 if it is gone."""
+    return int(started(pid) or 0)

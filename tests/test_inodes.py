@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from fsd.inodes import REAL_TREES, ROOT, Inodes
+from fsd.inodes import ROOT, Inodes
 from fsd.nodes import Directory, Node, Text
+from fsd.plane import OURS
 
 NAMES = [f"attribute{number}" for number in range(30)]
 OBJECT = Directory({"inner": Directory({"deep": Text(str)}), **{name: Text(str) for name in NAMES}})
@@ -27,7 +28,7 @@ def inodes() -> Inodes:
 def test_number_is_the_same_after_a_remount(inodes):
     first = inodes.remember(_node("/control"))
     assert Inodes(_node("/")).remember(_node("/control")) == first
-    assert 1 < first < REAL_TREES
+    assert 1 < first < OURS
 
 
 def test_forget_of_every_lookup_drops_the_node(inodes):
@@ -138,7 +139,7 @@ def test_fixed_entries_have_numbers_of_their_own_that_a_remount_keeps(inodes):
 
     numbers = all_of(inodes)
     assert len(set(numbers)) == 2 * (1 + len(OBJECT.routes))
-    assert all(1 < number < REAL_TREES for number in numbers)
+    assert all(1 < number < OURS for number in numbers)
     assert all_of(Inodes(_node("/"))) == numbers
     assert len(inodes) == 1 + len(numbers)
 
