@@ -115,16 +115,26 @@ class SnapshotTable:
             self._recording(snapshot.container_id) as begin,
         ):
             self.copies.take(layer, snapshot_key(snapshot.container_id, snapshot.name))
-            if landed is not None:
-                begin()
-                landed()
-                time.sleep(_COURTESY)
+            if landed is None:
+                return self._record_or_remove(snapshot, durable)
+            begin()
+            landed()
+            time.sleep(_COURTESY)
             return self._record(snapshot, durable)
 
     def record(self, snapshot: Snapshot, *, durable: bool = False) -> Snapshot:
         """Write down a copy that is there; time and generation are its own. ``SnapshotUnknown``."""
         with _translated(snapshot.container_id, snapshot.name):
             return self._record(snapshot, durable)
+
+    def _record_or_remove(self, snapshot: Snapshot, durable: bool) -> Snapshot:
+        """Write down a copy just made, for somebody who will be told that there is none if that fails."""
+        try:
+            return self._record(snapshot, durable)
+        except BaseException:
+            with suppress(driver_errors.DriverError, OSError):  # why there is no row says more
+                self.copies.remove(snapshot_key(snapshot.container_id, snapshot.name))
+            raise
 
     def _record(self, snapshot: Snapshot, durable: bool) -> Snapshot:
         facts = self.copies.describe(snapshot_key(snapshot.container_id, snapshot.name))

@@ -323,7 +323,8 @@ def _raise_os_error(error: sqlite3.DatabaseError, path: Path) -> NoReturn:
     if isinstance(error, (sqlite3.ProgrammingError, sqlite3.IntegrityError)):
         raise error
     number = next((n for part, n in _ERRNO_OF_TEXT.items() if part in text), errno.EIO)
-    raise OSError(number, f"fsd's state: {text}", str(path)) from error
+    full = number == errno.ENOSPC  # said in the words of everybody else who meets a full disk
+    raise OSError(number, os.strerror(number) if full else f"fsd's state: {text}", str(path)) from error
 
 
 # Before Python 3.11 an error does not carry SQLite's code; these texts are sqlite3ErrStr's.

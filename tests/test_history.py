@@ -29,6 +29,7 @@ from store.errors import (
 )
 from store.history import History
 from store.retention import DAY, Policy
+from store.state import State
 from store.store import Store
 
 if TYPE_CHECKING:
@@ -87,6 +88,30 @@ def test_a_taken_name_is_refused_and_the_snapshot_stays(store, history, web) -> 
     with pytest.raises(SnapshotExists, match="a"):
         history.take("web", "a")
     assert (history.path("web", "a") / "file").read_text() == "one"
+
+
+def fill(state: State) -> None:
+    for number in range(10_000):
+        state.set_setting("containers/x", f"k{number}", "x" * 100)
+
+
+def test_a_snapshot_that_cannot_be_written_down_is_none(store, history, web, tmp_path) -> None:
+    """It was there all the same as soon as the disk had room again."""
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", small], check=True)
+    try:
+        with closing(State(small / "state.db")) as state:
+            crowded = History(store, state)
+            with pytest.raises(OSError, match="No space left"):
+                fill(state)
+            with pytest.raises(OSError, match="No space left"):
+                crowded.take("web", "refused")
+    finally:
+        subprocess.run(["umount", small], check=True)
+    assert list(history.table.copies.keys()) == []
+    history.table.reconcile()
+    assert names(history) == []
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "-a", "a b", "x" * 256, "a\n", "ä", "_a"])

@@ -287,9 +287,9 @@ def test_a_full_disk_is_enospc(tmp_path: Path) -> None:
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", small], check=True)
     try:
         state = State(small / "state.db")
-        with pytest.raises(OSError, match="fsd's state") as caught:
+        with pytest.raises(OSError, match="No space left") as caught:
             fill(state)
-        assert caught.value.errno == errno.ENOSPC
+        assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(small / "state.db"))
         assert state.settings("nothing") == {}
         state.close()
     finally:
