@@ -130,9 +130,13 @@ class Opened:
             if self.fresh or self.emptied:
                 await self.flush(run, last=True)
         finally:
-            if self.sink is not None:
-                await run(self.sink.close)
-            if self.content.blocking:
-                await trio.to_thread.run_sync(self.content.close)
-            else:
-                self.content.close()
+            await self.drop(run)
+
+    async def drop(self, run: Run) -> None:
+        """Let go of it; what was written and not flushed yet is thrown away."""
+        if self.sink is not None:
+            await run(self.sink.close)
+        if self.content.blocking:
+            await trio.to_thread.run_sync(self.content.close)
+        else:
+            self.content.close()

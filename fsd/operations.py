@@ -287,7 +287,11 @@ class Operations(pyfuse3.Operations):
             if flags & os.O_TRUNC:
                 opened.begin_empty()
         if flags & os.O_ACCMODE == os.O_RDONLY or (flags & os.O_ACCMODE == os.O_RDWR and _readable(node)):
-            opened.content = await self._call(node, node.kind.open_content)
+            try:
+                opened.content = await self._call(node, node.kind.open_content)
+            except BaseException:
+                await opened.drop(self._work)
+                raise
         return opened
 
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:

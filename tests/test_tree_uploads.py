@@ -257,3 +257,12 @@ def test_big_data_is_set_replaced_and_removed(tree, containers_storage, btrfs_di
         assert errname_of(os.unlink, data / "my key%2Fpart") == "ENOENT"
     write(tree.path / "images" / TOP / "big-data/note", "hello")
     assert containers_storage("get-image-data", TOP, "note").stdout == "hello"
+
+
+def test_big_data_that_cannot_be_read_is_not_open_for_writing_either(tree, filled):
+    item = tree.path / "images" / TOP / "big-data/note"
+    write(item, "hello")
+    (kept,) = filled.graphroot.glob("*-images/*/note")
+    kept.unlink()
+    assert errname_of(os.open, item, os.O_RDWR | os.O_TRUNC) == "ENOENT"
+    assert "upload:" not in (tree.path / "control/status").read_text()
