@@ -158,7 +158,7 @@ class Views:
     async def release(self, layer_ids: Iterable[str]) -> None:
         """Let go of layers that are about to be removed; a view still wanted is exported anew."""
         for layer_id in layer_ids:
-            for key in [key for key, spec in self._specs.items() if spec.layer_id == layer_id]:
+            for key in [key for key, spec in list(self._specs.items()) if spec.layer_id == layer_id]:
                 self.exports.unexport(key)
             if layer_id in self._held:
                 self._held.discard(layer_id)
@@ -172,7 +172,7 @@ class Views:
     async def sweep(self) -> None:
         """Let go of what was deleted, by us or behind our back."""
         catalog = self._store.catalog()
-        await self.release([layer_id for layer_id in self._held if catalog.layer(layer_id) is None])
+        await self.release([layer_id for layer_id in list(self._held) if catalog.layer(layer_id) is None])
         await self.exports.sweep()
 
     def spec_of(self, inode: int) -> ViewSpec | None:
