@@ -128,8 +128,7 @@ class Bursts:
         return self._own.get(container_id, self._policy)
 
     def forget(self, container_id: str) -> None:
-        """Drop what is known of a container that was removed."""
-        self._own.pop(container_id, None)
+        """Drop the burst of a container that was removed; its policy stays, as it may come back."""
         self._tracks.pop(container_id, None)
 
     def taken(self, container_id: str) -> None:

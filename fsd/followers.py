@@ -51,7 +51,7 @@ async def follow(site: Site, operations: Operations) -> None:
     """Run every follower until cancelled."""
     inodes, views = operations.inodes, operations.views
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_follow_tables, site, inodes, operations.publisher)
+        nursery.start_soon(_follow_tables, site, operations)
         nursery.start_soon(_sweep, views, operations.publisher)
         nursery.start_soon(_follow_choices, site, inodes)
         nursery.start_soon(_follow_background, site, views.bursts)
@@ -79,7 +79,7 @@ async def _follow_background(site: Site, bursts: Bursts) -> None:
             nursery.start_soon(pace.every, timer, _timer(site, bursts))
 
 
-async def _follow_tables(site: Site, inodes: Inodes, publisher: Publisher) -> None:
+async def _follow_tables(site: Site, operations: Operations) -> None:
     """Let the kernel forget what it knows of a listing as soon as the listing changes, by whoever."""
     before, saving = site.now, False
     with contextlib.ExitStack() as stack:
@@ -95,9 +95,10 @@ async def _follow_tables(site: Site, inodes: Inodes, publisher: Publisher) -> No
             saving = site.store.saving  # our own change, which shows when it is saved: look again soon
             now = site.now
             if now is not before:
-                publisher.outdate()
+                operations.publisher.outdate()
                 site.events.compare(before, now)
-                _invalidate(before, now, inodes)
+                _invalidate(before, now, operations.inodes)
+                _forget_removed(before, now, operations.views.bursts)
                 before = now
 
 
@@ -136,6 +137,12 @@ def _invalidate(before: Now, now: Now, inodes: Inodes) -> None:
     for container_id in differing(before.catalog, now.catalog, "containers"):
         if now.catalog.container(container_id) is not None:
             _forget_rootfs(inodes, f"containers:{container_id}")
+
+
+def _forget_removed(before: Now, now: Now, bursts: Bursts) -> None:
+    """A container that comes back from the trash is asked from memory, as after a start."""
+    for container_id in before.by_id("containers").keys() - now.by_id("containers").keys():
+        bursts.forget(container_id)
 
 
 def _invalidate_listing(inodes: Inodes, key: str, gone: Sequence[str]) -> None:

@@ -105,6 +105,7 @@ class Prepared:
         """What the next snapshot of a container takes; ``None`` if none is to be taken, or not so."""
         due, home = self._bursts.due(container), self._site.history.table.copies.home()
         if due is None or home is None:
+            self._generations.pop(container, None)  # nothing is ready that could be outdated
             return None
         self._keep_home(home)
         snapshots = self._site.history.table.all(container)
