@@ -36,7 +36,7 @@ TABLES = ("layers", "images", "containers")
 def stop(args: argparse.Namespace) -> int:
     """``fsd down``; nothing to do is success."""
     options = store_options(args)
-    running = runfile.read(Path(options.runroot))
+    running = runfile.serving(Path(options.runroot), Path(options.graphroot))
     if running is not None:
         _end(running, force=args.force)
     elif (usual := mounts.default_mountpoint()) is not None:
@@ -94,7 +94,7 @@ def _say_stopped(args: argparse.Namespace, running: Running | None, detached: bo
 def show_status(args: argparse.Namespace) -> int:
     """``fsd status``."""
     options = store_options(args)
-    running = runfile.read(Path(options.runroot))
+    running = runfile.serving(Path(options.runroot), Path(options.graphroot))
     facts = _facts(options, running)
     pool = pool_of(options)
     if pool is None or pool.device is not None:  # a question does not attach a pool
@@ -168,7 +168,7 @@ def _iso(seconds: float) -> str:
 def show_health(args: argparse.Namespace) -> int:
     """``fsd health``: one line a check; exit 1 when any says ``fail``."""
     options = store_options(args)
-    running = runfile.read(Path(options.runroot))
+    running = runfile.serving(Path(options.runroot), Path(options.graphroot))
     checks = [*_daemon_checks(running), *_pool_checks(options), *_store_checks(args, options)]
     if running is not None and ("mount", "ok") in [check[:2] for check in checks]:
         checks += _told_by_the_daemon(running, {name for name, _, _ in checks})

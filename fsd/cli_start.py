@@ -48,22 +48,23 @@ def up(args: argparse.Namespace) -> int:
         return serve(args, options, mountpoint)
     running = runfile.read(Path(options.runroot))
     if running is not None:
-        return _already_up(args, running)
+        return _already_up(args, running, Path(options.graphroot))
     try:
         _start(args, options, mountpoint)
     except MountError:
         other = runfile.read(Path(options.runroot))
         if other is None or not mounts.wait_until_mounted(other.mountpoint, START_SECONDS):
             raise
-        return _already_up(args, other)  # somebody else started it at the same moment
+        # Somebody else started it at the same moment.
+        return _already_up(args, other, Path(options.graphroot))
     return _say_up(args, mountpoint)
 
 
-def _already_up(args: argparse.Namespace, running: runfile.Running) -> int:
-    """Nothing to do, unless another mountpoint was asked for, or the daemon does not answer."""
+def _already_up(args: argparse.Namespace, running: runfile.Running, graphroot: Path) -> int:
+    """Nothing to do, unless another place or store was asked for, or the daemon does not answer."""
     wanted = real_mountpoint(args.mountpoint) if args.mountpoint else running.mountpoint
-    if wanted != running.mountpoint:
-        raise runfile.AlreadyUp(f"fsd is already up at {running.mountpoint} (pid {running.pid})")
+    if wanted != running.mountpoint or not running.serves(graphroot):
+        runfile.refuse(running, graphroot)
     if not _answers(running):
         raise MountError(
             f"fsd is up at {running.mountpoint} but does not answer: fsd down --force, then fsd up"

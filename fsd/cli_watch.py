@@ -26,7 +26,8 @@ POLL_SECONDS = 0.2
 
 def mounted_file(args: argparse.Namespace, relative: str) -> Path | None:
     """A file of the tree that a daemon serves; ``None`` where none is up, or it does not answer."""
-    running = runfile.read(Path(store_options(args).runroot))
+    options = store_options(args)
+    running = runfile.serving(Path(options.runroot), Path(options.graphroot))
     if running is None or not mounts.answers(running.mountpoint / "control"):
         return None
     return running.mountpoint / relative

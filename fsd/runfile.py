@@ -13,7 +13,7 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from drivers.processes import stat_fields
 
@@ -39,6 +39,10 @@ class Running:
     def alive(self) -> bool:
         """Whether the process that wrote the record still runs."""
         return start_ticks(self.pid) == self.ticks
+
+    def serves(self, graphroot: Path) -> bool:
+        """Whether that is the store it has: several may be told to keep their state in one runroot."""
+        return os.path.realpath(graphroot) == os.path.realpath(self.graphroot)
 
 
 def directory(runroot: Path) -> Path:
@@ -71,6 +75,20 @@ def read(runroot: Path) -> Running | None:
     return running if running.alive else None
 
 
+def serving(runroot: Path, graphroot: Path) -> Running | None:
+    """The live daemon of the store with these places."""
+    running = read(runroot)
+    return running if running is not None and running.serves(graphroot) else None
+
+
+def refuse(running: Running, graphroot: Path) -> NoReturn:
+    """Raise ``AlreadyUp``: a daemon has the runroot; the text says what to do if its store is another."""
+    text = f"fsd is already up at {running.mountpoint} (pid {running.pid})"
+    if not running.serves(graphroot):
+        text += f" with this runroot, for {running.graphroot}; choose another for {graphroot} with --runroot"
+    raise AlreadyUp(text) from None
+
+
 @contextlib.contextmanager
 def registered(runroot: Path, *, graphroot: Path, mountpoint: Path) -> Iterator[None]:
     """Be the store's daemon for the length of a ``with`` block; ``AlreadyUp``."""
@@ -78,7 +96,7 @@ def registered(runroot: Path, *, graphroot: Path, mountpoint: Path) -> Iterator[
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = os.open(home / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        _take(lock, runroot)
+        _take(lock, runroot, graphroot)
         record = home / "daemon.json"
         _write(record, graphroot, mountpoint)
         try:
@@ -89,13 +107,14 @@ def registered(runroot: Path, *, graphroot: Path, mountpoint: Path) -> Iterator[
         os.close(lock)
 
 
-def _take(lock: int, runroot: Path) -> None:
+def _take(lock: int, runroot: Path, graphroot: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         running = read(runroot)
-        where = f" at {running.mountpoint} (pid {running.pid})" if running else ""
-        raise AlreadyUp(f"fsd is already up{where}") from None
+        if running is not None:
+            refuse(running, graphroot)
+        raise AlreadyUp("fsd is already up") from None
 
 
 def _write(record: Path, graphroot: Path, mountpoint: Path) -> None:

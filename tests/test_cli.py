@@ -259,6 +259,20 @@ def test_up_elsewhere_while_up_is_refused(small, point):
     fsd(small, "down")
 
 
+def test_daemon_of_another_store_in_the_same_runroot_is_not_taken_for_this_ones(small, point):
+    fsd(small, "up", point)
+    other = StoreDirs(small.graphroot.with_name("other"), small.runroot)
+    for words in ((), (point,), (point.with_name("other"),)):
+        done = fsd(other, "up", *words, check=False)
+        assert done.returncode == 125
+        assert f"for {small.graphroot}; choose another for {other.graphroot} with --runroot" in done.stderr
+    assert fsd(other, "status", check=False).returncode == 1
+    assert "not up" in fsd(other, "health", check=False).stdout
+    assert "not up" in fsd(other, "down").stdout
+    assert rows(small, "status")["state"] == "up"
+    fsd(small, "down")
+
+
 def test_up_on_a_mountpoint_with_files_is_refused(small, point):
     point.mkdir()
     (point / "file").touch()
