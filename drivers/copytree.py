@@ -94,7 +94,7 @@ def remove_tree(path: Path) -> None:
 
     Raises:
         OSError: ``FileNotFoundError`` or ``NotADirectoryError`` for ``path`` itself, ``EBUSY`` if something
-            is mounted below it; the tree is then partly removed.
+            is mounted below it, ``EPERM`` if something in it is immutable; the tree is then partly removed.
     """
     parent = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

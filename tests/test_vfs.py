@@ -222,6 +222,20 @@ def test_remove_tree_does_not_follow_links(btrfs_dir: Path) -> None:
         remove_tree(btrfs_dir / "kept" / "file")
 
 
+def test_remove_tree_of_an_immutable_file_is_not_permitted(btrfs_dir: Path) -> None:
+    file = btrfs_dir / "tree" / "sub" / "file"
+    file.parent.mkdir(parents=True)
+    file.touch()
+    subprocess.run(["chattr", "+i", file], check=True)
+    try:
+        with pytest.raises(PermissionError):
+            remove_tree(btrfs_dir / "tree")
+    finally:
+        subprocess.run(["chattr", "-i", file], check=True)
+    remove_tree(btrfs_dir / "tree")
+    assert os.listdir(btrfs_dir) == []
+
+
 # -- staging -----------------------------------------------------------------------------------
 
 

@@ -74,7 +74,11 @@ static int removal_step(struct removal *r)
         l->next += strlen(name) + 1;
         return 0;
     }
-    return errno == EISDIR || errno == EPERM ? removal_enter(r, r->fd, name) : -errno;
+    int refused = -errno;
+    if (refused != -EISDIR && refused != -EPERM)
+        return refused;
+    int result = removal_enter(r, r->fd, name);
+    return result == -ENOTDIR ? refused : result; /* EPERM may be about a file too, one that is immutable */
 }
 
 static int remove_tree(int parent, const char *name)
