@@ -86,23 +86,25 @@ void tree_renew(struct tree *tree) {
 }
 
 /* Find out how nodes of a tree can be reopened, by trying it on its root. */
-void tree_describe(struct tree *tree, const struct handle *root, const struct statx *info) {
+static enum tree_kind kind_of(const struct tree *tree, const struct handle *root, const struct statx *info) {
     struct handle any = *root;
+    if (tree->export->flags & FSD_BY_NAME || root->type < 0 || !opens(tree->export->mount, root, info))
+        return BY_NAME;
+    if (!is_btrfs_handle(root, info))
+        return BY_HANDLE;
+    memset(any.bytes + 16, 0, 4); /* any generation */
+    return opens(tree->export->mount, &any, info) ? BY_BTRFS_HANDLE : BY_HANDLE;
+}
+
+/* Note what a tree is. Others may be using it as it was. */
+void tree_describe(struct tree *tree, const struct handle *root, const struct statx *info) {
     tree->device = tree->other_device = device_of(info);
     tree->block = info->stx_blksize;
     tree_renew(tree);
     tree->root = *root;
-    tree->kind = BY_NAME;
-    if (tree->export->flags & FSD_BY_NAME || root->type < 0)
-        return;
-    if (opens(tree->export->mount, root, info))
-        tree->kind = BY_HANDLE;
-    if (tree->kind == BY_HANDLE && is_btrfs_handle(root, info)) {
-        memset(any.bytes + 16, 0, 4); /* any generation */
+    if (is_btrfs_handle(root, info))
         memcpy(&tree->subvolume, root->bytes + 8, 8);
-        if (opens(tree->export->mount, &any, info))
-            tree->kind = BY_BTRFS_HANDLE;
-    }
+    tree->kind = kind_of(tree, root, info);
 }
 
 struct tree *tree_of(struct export *ex, const struct handle *root) {

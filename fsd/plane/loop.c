@@ -285,32 +285,21 @@ int thread_start(pthread_t *thread, void *(*main)(void *), void *argument) {
     return error;
 }
 
-static int start_one(struct plane *p, void *(*main)(void *)) {
-    int error = thread_start(&p->workers[p->started], main, p);
-    p->started += !error;
-    return error;
-}
+/* What there is one thread of, beside the readers. */
+static void *(*const helpers[])(void *) = {runner_main,   notifier_main, namer_main,
+                                           watchman_main, taker_main,    pump_main};
+#define HELPERS ((int)(sizeof helpers / sizeof *helpers))
 
 int loop_start(struct plane *p) {
-    int error = 0;
-    p->workers = calloc((size_t)p->threads + 5, sizeof *p->workers);
+    int error = 0, wanted = p->threads + HELPERS;
+    p->workers = calloc((size_t)wanted, sizeof *p->workers);
     if (!p->workers)
         return -ENOMEM;
-    for (int i = 0; i < p->threads && !error; i++)
-        error = start_one(p, reader_main);
-    if (!error)
-        error = start_one(p, runner_main);
-    if (!error)
-        error = start_one(p, notifier_main);
-    if (!error)
-        error = start_one(p, namer_main);
-    if (!error)
-        error = start_one(p, watchman_main);
-    if (!error)
-        error = start_one(p, taker_main);
-    if (!error)
-        error = thread_start(&p->pump, pump_main, p);
-    p->pump_started = !error;
+    while (p->started < wanted && !error) {
+        int helper = p->started - p->threads;
+        error = thread_start(&p->workers[p->started], helper < 0 ? reader_main : helpers[helper], p);
+        p->started += !error;
+    }
     return error;
 }
 
@@ -327,8 +316,6 @@ void loop_stop(struct plane *p) {
         return;
     for (int i = 0; i < p->started; i++)
         pthread_join(p->workers[i], NULL);
-    if (p->pump_started)
-        pthread_join(p->pump, NULL);
     watches_stop(p);
     free(p->workers);
 }

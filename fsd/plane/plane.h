@@ -298,8 +298,6 @@ struct plane {
     uint32_t own_uid, own_gid;
     pthread_t *workers;
     int started;
-    pthread_t pump;
-    bool pump_started;
     struct shard shards[SHARDS];
     pthread_mutex_t parents_lock;
     pthread_rwlock_t exports_lock;
