@@ -102,6 +102,8 @@ class State:
         self.path = Path(path)
         self._kept = kept
         self._db = Database(self.path)
+        self._ended: set[int] = set()
+        """Intents of ours that ended and are still to be removed."""
         self.followers: list[Callable[[str], object]] = []
         """Told of each object, as ``containers/<id>``, about which this process wrote something down."""
 
@@ -205,13 +207,18 @@ class State:
             return cursor.lastrowid
 
         intent_id = self._db.write(insert, durable=not settled)
+        self._ended.discard(intent_id)  # of a file that was lost
         if settled:
             self._db.settle()
         return intent_id
 
     def done(self, intent_id: int) -> None:
-        """The operation ended, or was undone."""
-        self._execute("DELETE FROM intents WHERE id = ?", [intent_id])
+        """The operation ended, or was undone. On a full disk that is written down with the next that ends."""
+        self._ended.add(intent_id)
+        ended = list(self._ended)
+        with unless_full():
+            self._db.write(lambda c: c.executemany("DELETE FROM intents WHERE id = ?", [(i,) for i in ended]))
+            self._ended.difference_update(ended)
 
     @contextmanager
     def intent(self, kind: str, details: Mapping[str, Any], *, settled: bool = False) -> Iterator[int]:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -291,6 +292,28 @@ def test_a_full_disk_is_enospc(tmp_path: Path) -> None:
             fill(state)
         assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(small / "state.db"))
         assert state.settings("nothing") == {}
+        state.close()
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_what_ends_on_a_full_disk_ends_well_and_its_intent_goes_with_the_next(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", small], check=True)
+    try:
+        state = State(small / "state.db")
+        with state.intent("kind", {}):
+            with suppress(OSError), open(small / "rest", "wb", buffering=0) as rest:
+                while rest.write(bytes(4096)):
+                    pass
+            with pytest.raises(OSError, match="fsd's state"):
+                fill(state)
+        assert len(state.pending()) == 1
+        (small / "rest").unlink()
+        with state.intent("kind", {}):
+            assert len(state.pending()) == 2
+        assert state.pending() == []
         state.close()
     finally:
         subprocess.run(["umount", small], check=True)
