@@ -185,14 +185,22 @@ def untag(store: Store, names: Iterable[str]) -> list[Image]:
     return [store.image(image_id) for image_id in dict.fromkeys(owners.values())]
 
 
-def check_names(catalog: Catalog, table: Table, id_: str, names: Sequence[str], append: bool = False) -> None:
-    """Raise ``BadName``, ``BadValue`` or ``DuplicateName`` if the object cannot be called so."""
+def check_names(
+    catalog: Catalog, table: Table, id_: str, names: Sequence[str], append: bool = False
+) -> list[str]:
+    """The names as they are stored: new ones of images are completed as podman does it.
+
+    Raises:
+        BadName, BadValue, DuplicateName: the object cannot be called so
+    """
     if not names and not append and table == "containers":
         raise BadValue("a container keeps at least one name")
-    for name in names:
-        if table == "containers":
-            check_container_name(name)
+    record = catalog.by_id(table).get(id_)
+    own = record.names if record else ()
+    checked = [name if name in own else _checked(table, name) for name in names]
+    for name in checked:
         _refuse_taken(catalog, table, id_, name)
+    return checked
 
 
 def change_names(store: Store, found: Found, names: Sequence[str], append: bool = False) -> list[str]:
@@ -201,9 +209,9 @@ def change_names(store: Store, found: Found, names: Sequence[str], append: bool 
     Raises:
         BadName, BadValue, DuplicateName
     """
-    check_names(store.catalog(), found.table, found.id, names, append)
+    checked = check_names(store.catalog(), found.table, found.id, names, append)
     kept = list(found.record.names) if append else []
-    store.set_names(found.id, list(dict.fromkeys([*kept, *names])))
+    store.set_names(found.id, list(dict.fromkeys([*kept, *checked])))
     return store.names(found.id)
 
 

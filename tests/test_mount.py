@@ -341,7 +341,9 @@ def test_rename_container_changes_its_name_only(tree, containers_storage):
 def test_names_are_set_and_added(tree, podman):
     names = tree.path / "images" / BASE / "names"
     write(names, "localhost/extra:1\n", "a")
-    assert (tree.path / "images" / BASE / "names").read_text().split() == [BASE, "localhost/extra:1"]
+    write(names, "more\n", "a")
+    assert names.read_text().split() == [BASE, "localhost/extra:1", "localhost/more:latest"]
+    podman("inspect", "more")
     assert podman("image", "exists", "localhost/extra:1").returncode == 0
     assert errno_of(write, names, f"{TOP}\n", "a") == errno.EEXIST
 

@@ -40,6 +40,7 @@ python3 -c "import os; os.rename('control', 'c')" | Operation not permitted
 echo 'b@d name' > $C/names | Invalid argument
 echo localhost/base:1 >> images/localhost/top:1/names | File exists
 echo > $C/names | Invalid argument
+echo 'Not Good' >> images/localhost/top:1/names | Invalid argument
 ln -s nothing images/localhost/x:1 | No such file or directory
 ln -sT top:1 images/localhost/base:1 | File exists
 ln -s base:1 'images/localhost/Not Good' | Invalid argument
