@@ -74,14 +74,17 @@ class _Waiter(threading.Thread):
                 os.close(self.fd)
 
     def acquire(self, timeout: float) -> bool:
-        """Wait for the lock; on failure the descriptor closes itself as soon as it can."""
+        """Wait for the lock; without it the descriptor is closed, now or as soon as the kernel lets go."""
         self.start()
         self.done.wait(timeout)
         with self._guard:
             self._abandoned = not self.done.is_set()
+        if self._abandoned:
+            return False
         if self.error is not None:
+            os.close(self.fd)
             raise self.error
-        return not self._abandoned
+        return True
 
 
 class Hold:
