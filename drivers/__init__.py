@@ -3,14 +3,29 @@
 ::
 
     base, errors, idmap     the interface, what it raises, ID mappings; snapshots, aside: parts of it
-    btrfs, vfs, overlay     the drivers
-    btrfs_ioctl, btrfs_tree btrfs's kernel interface; btrfs_quota, btrfs_usage, btrfs_snapshots,
-                            btrfs_removal over it; btrfs_changes with btrfs_send, btrfs_lineage: quick diffs
+    options, reconfigure    values of options, and others for a driver that is open
     syscalls, processes     Linux calls the standard library lacks; names that tell who uses them
+    copytree, usage         whole trees copied, removed and counted; staging: where that is done
     shifting, selinux       owners and labels of whole layers
-    naive, changes, archive differences between trees, and layer archives in and out
-    copytree, usage         whole trees copied, removed and counted
-    conformance             the checks every driver passes
+
+    vfs                     a plain directory per layer
+    btrfs, btrfs_home       a subvolume per layer; where they are. btrfs_ioctl, btrfs_tree: the kernel's
+                            interface, and over it
+      btrfs_commits, btrfs_flush, btrfs_removal     what is on the disk; subvolumes removed
+      btrfs_quota, btrfs_usage, btrfs_freed         limits and sizes
+      btrfs_snapshots, btrfs_aside                  snapshots; layers in the trash
+      btrfs_changes           quick diffs, on btrfs_send, btrfs_names, btrfs_lineage, pruned, sparse
+    overlay                 upper directories, put together by a mount. overlay_links, overlay_upper,
+                            overlay_changes: what is in them; overlay_mount, overlay_views, overlay_features:
+                            mounts; overlay_options; overlay_layers: layers of additional stores
+
+    naive, changes          differences between any two trees
+    archive, archive_input  layer archives in, on compress, zstdframes, ahead, limits; archive_native: in C
+      unpack, confine, beneath, rescue   entries into a tree, and never outside it
+    tarwriter, tarreader, tarformat      archives out, and their format
+    tarsplit, tarsplit_file, tarindex    what makes an archive the same again, byte for byte, at any offset
+
+    conformance, conformance_*           the checks every driver passes
 
 Implementations are imported when they are opened, so that naming a driver costs nothing.
 """

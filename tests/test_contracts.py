@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import statistics
 import subprocess
 import sys
@@ -110,6 +111,15 @@ def compares_driver_name(sides):
 
 def test_every_module_has_a_docstring():
     assert not [file for file, tree in trees(SOURCES) if not ast.get_docstring(tree)]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_map_of_a_package_names_every_module(package):
+    drawn = ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8")))
+    names = set(re.findall(r"\w+\*?", drawn))
+    groups = tuple(word[:-1] for word in names if word.endswith("_*"))
+    modules = {path.stem for path in (ROOT / package).glob("*.py") if not path.stem.startswith("_")}
+    assert not {module for module in modules - names if not module.startswith(groups)}
 
 
 COMMANDS = [
