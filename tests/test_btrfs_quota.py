@@ -16,7 +16,7 @@ from drivers.btrfs import BtrfsDriver
 from drivers.btrfs_quota import Mode
 from drivers.errors import BadOption, LayerUnknown
 from tests.support.features import lacking
-from tests.support.loops import loop_mount, run
+from tests.support.loops import UNFLUSHED, loop_mount, run
 from tests.support.tools import StoreDirs, ToolBox, ToolFailed
 
 MIB = 1 << 20
@@ -27,7 +27,7 @@ ROUNDS = 200
 def point(run_dir: Path, require: Callable[[str], None], request: pytest.FixtureRequest) -> Iterator[Path]:
     require("btrfs")
     name = f"q{abs(hash(request.node.nodeid)) % 10**8}"
-    with loop_mount(run_dir, name, mkfs=("mkfs.btrfs", "-q"), size=1 << 30) as mounted:
+    with loop_mount(run_dir, name, mkfs=("mkfs.btrfs", "-q"), size=1 << 30, options=UNFLUSHED) as mounted:
         yield mounted
 
 

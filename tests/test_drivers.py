@@ -12,7 +12,7 @@ from drivers import driver_class, driver_names, driver_options, open_driver, pri
 from drivers.conformance import CHECKS, Check, Harness
 from drivers.errors import BadOption, NotSupported, PrerequisitesMissing, SeveralDrivers
 from drivers.options import parse_size
-from tests.support.loops import loop_mount
+from tests.support.loops import UNFLUSHED, loop_mount
 
 if TYPE_CHECKING:
     from drivers.base import Driver
@@ -31,7 +31,9 @@ CASES = [
 def place(request: pytest.FixtureRequest, filesystem: str, item: Check, run_dir: Path) -> Iterator[Path]:
     """An empty directory; checks that switch quotas on get a filesystem of their own."""
     if item.needs == "quota" and filesystem == "btrfs":
-        with loop_mount(run_dir, "quota", mkfs=("mkfs.btrfs", "-q"), size=1 << 30) as point:
+        with loop_mount(
+            run_dir, "quota", mkfs=("mkfs.btrfs", "-q"), size=1 << 30, options=UNFLUSHED
+        ) as point:
             yield point
     else:
         yield request.getfixturevalue(f"{filesystem}_dir")

@@ -33,7 +33,8 @@ PATIENCE = 30
 def btrfs_root(run_dir: Path) -> Iterator[Path]:
     """A filesystem of this module's own, which is frozen."""
     features.require("btrfs")
-    with loops.loop_mount(run_dir, "prepared", mkfs=("mkfs.btrfs", "-q"), size=512 << 20) as point:
+    mkfs = ("mkfs.btrfs", "-q")
+    with loops.loop_mount(run_dir, "prepared", mkfs=mkfs, size=512 << 20, options=loops.UNFLUSHED) as point:
         yield point
 
 

@@ -38,7 +38,8 @@ SMALL = 512 << 20
 def btrfs_root(run_dir: Path) -> Iterator[Path]:
     """A filesystem of this module's own, so small that a test fills it."""
     require("btrfs")
-    with loops.loop_mount(run_dir, "keeping", mkfs=("mkfs.btrfs", "-q"), size=SMALL) as point:
+    mkfs = ("mkfs.btrfs", "-q")
+    with loops.loop_mount(run_dir, "keeping", mkfs=mkfs, size=SMALL, options=loops.UNFLUSHED) as point:
         yield point
 
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 def btrfs_root(run_dir: Path) -> Iterator[Path]:
     """A filesystem of this module's own: nobody else's deleted subvolumes keep its cleaner busy."""
     require("btrfs")
-    with loops.loop_mount(run_dir, "views", mkfs=("mkfs.btrfs", "-q"), size=4 << 30) as point:
+    mkfs = ("mkfs.btrfs", "-q")
+    with loops.loop_mount(run_dir, "views", mkfs=mkfs, size=4 << 30, options=loops.UNFLUSHED) as point:
         yield point
 
 

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 
 from fsd import daemon
@@ -50,7 +49,3 @@ def _break(handler: str, name: str) -> None:
         return real(self, node, entry, *rest)
 
     setattr(Table, handler, broken)
-
-
-if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BASE = Path(os.environ.get("FSD_TEST_DIR", "/var/tmp/fsd-tests"))
+UNFLUSHED = "noatime,nobarrier"
+"""Options for ext4 and btrfs whose file nobody reads after a power failure: no waiting for the disk below."""
 RUN_NAME = re.compile(r"(\d+)-(\d+)")
 
 

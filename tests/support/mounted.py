@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tests.support import forks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from tests.support.tools import StoreDirs
 
 READY_SECONDS = 30
 END_SECONDS = 20
-PROJECT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Mounted:
     """A serving daemon: the mount point, its process, and the file its log goes to."""
 
     path: Path
-    process: subprocess.Popen[bytes]
+    process: forks.Child
     log: Path
 
     def errors(self) -> str:
@@ -45,22 +46,9 @@ def mounted(
     """
     point.mkdir(exist_ok=True)
     log = point.with_name(f"{point.name}.log")
-    argv = [
-        sys.executable,
-        "-m",
-        "tests.support.daemon_child",
-        str(dirs.graphroot),
-        str(dirs.runroot),
-        str(point),
-    ]
+    argv = map(str, (dirs.graphroot, dirs.runroot, point, *child_options))
     with open(log, "wb") as sink:
-        child = subprocess.Popen(
-            [*argv, *child_options],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=sink,
-            cwd=PROJECT,
-        )
+        child = forks.start("tests.support.daemon_child", *argv, stderr=sink.fileno())
     try:
         _wait_ready(child, log)
         yield Mounted(point, child, log)
@@ -74,22 +62,20 @@ def mounted(
         assert "Traceback" not in text, text
 
 
-def _wait_ready(child: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_ready(child: forks.Child, log: Path) -> None:
     deadline = time.monotonic() + READY_SECONDS
-    assert child.stdout is not None
-    os.set_blocking(child.stdout.fileno(), False)
     said = b""
-    while time.monotonic() < deadline:
+    while select.select([child.stdout], [], [], max(deadline - time.monotonic(), 0))[0]:
         # The line may come in pieces: with PYTHONUNBUFFERED its end is written by itself.
-        said += child.stdout.read() or b""
+        more = os.read(child.stdout.fileno(), 100)
+        said += more
         if said == b"READY\n":
             return
-        assert child.poll() is None, log.read_text()
-        time.sleep(0.02)
+        assert more, log.read_text()
     raise AssertionError(f"the daemon was not ready in time:\n{log.read_text()}")
 
 
-def _end(child: subprocess.Popen[bytes], point: Path) -> None:
+def _end(child: forks.Child, point: Path) -> None:
     if child.poll() is None:
         child.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -97,8 +83,7 @@ def _end(child: subprocess.Popen[bytes], point: Path) -> None:
     if child.poll() is None:
         child.kill()
         child.wait()
-    if child.stdout is not None:
-        child.stdout.close()
+    child.stdout.close()
     if os.path.ismount(point) or _dead(point):
         subprocess.run(["umount", "--lazy", point], check=False, capture_output=True)
 

@@ -14,7 +14,6 @@ import resource
 import signal
 import stat
 import subprocess
-import sys
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -26,14 +25,13 @@ import trio
 
 from fsd.exports import Exports, View
 from fsd.plane import Event, Plane, Preparation, mount, unmount
-from tests.support import syscalls
+from tests.support import forks, syscalls
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from fsd.exports import Gate
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 STARTUP_SECONDS = 30
 OPCODES = {
     1: "lookup",
@@ -105,14 +103,7 @@ class RootfsMount:
         self.path.mkdir(exist_ok=True)
         self._scratch.mkdir(exist_ok=True)
         self._stderr = (self._scratch / "stderr").open("w+")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", __name__, json.dumps(asdict(self.setup))],
-            cwd=REPOSITORY,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            stdin=subprocess.DEVNULL,
-        )
-        assert self.process.stdout is not None
+        self.process = forks.start(__name__, json.dumps(asdict(self.setup)), stderr=self._stderr.fileno())
         if self.process.stdout.readline() != b"ready\n":
             self._end()
             raise RuntimeError(f"no mount: {self.stderr()}")
@@ -137,7 +128,6 @@ class RootfsMount:
             self.process.kill()
             self.process.wait()
         subprocess.run(["umount", "-q", "-l", str(self.path)], check=False, capture_output=True)
-        assert self.process.stdout is not None
         self.process.stdout.close()
         self._stderr.close()
 
@@ -321,9 +311,9 @@ def _write_stats(operations: _Operations) -> None:
     new.rename(operations.scratch / "stats")
 
 
-def main() -> None:
-    """Mount, serve, unmount."""
-    setup = Setup(**json.loads(sys.argv[1]))
+def main(text: str) -> int:
+    """Mount, serve, unmount; ``text`` is a ``Setup`` as JSON."""
+    setup = Setup(**json.loads(text))
     logging.basicConfig(level=logging.WARNING)
     os.umask(setup.umask)
     if setup.nofile:
@@ -342,7 +332,4 @@ def main() -> None:
         pyfuse3.close(unmount=False)
         _write_stats(operations)
         plane.stop()
-
-
-if __name__ == "__main__":
-    main()
+    return 0
