@@ -138,6 +138,11 @@ class BtrfsSnapshots(Snapshots):
                 self._flusher.settle(fd)
             return btrfs_ioctl.ctransid(fd)
 
+    def is_copy_of(self, key: str, layer_id: str) -> bool:
+        """Whether the snapshot's parent is the layer's present subvolume."""
+        copied = btrfs_ioctl.subvolume_info(self.path(key)).parent_uuid
+        return copied == btrfs_ioctl.subvolume_info(self._driver.present(layer_id)).uuid
+
     def _place(self, key: str) -> Path:
         parts = key.split("/")
         if len(parts) > 2:

@@ -82,3 +82,11 @@ class Snapshots(ABC):
             settle: let everything written so far count first, so that equal numbers mean equal content.
                 Without it the call is immediate, and only a *different* number says something.
         """
+
+    @abstractmethod
+    def is_copy_of(self, key: str, layer_id: str) -> bool:
+        """Whether a snapshot was taken of the tree the layer has now, whatever was written to that since.
+
+        A layer that was swapped or exchanged has another tree, whose generation may be any, even the same.
+        Raises ``SnapshotUnknown``, ``LayerUnknown``.
+        """

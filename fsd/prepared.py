@@ -23,7 +23,7 @@ from fsd.control import tell_of_write
 from fsd.handles import identity
 from fsd.plane import Preparation
 from store.errors import SnapshotUnknown, StoreError
-from store.state import BurstTimes
+from store.state import BurstTimes, Snapshot
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,17 +109,24 @@ class Prepared:
             return None
         self._keep_home(home)
         snapshots = self._site.history.table.all(container)
-        generation = snapshots[-1].generation if snapshots else 0
-        self._generations[container] = generation
+        latest = snapshots[-1] if snapshots else None
+        self._generations[container] = latest.generation if latest else 0
         policy = self._bursts.policy(container)
         return Preparation(
             holder=container,
             not_before=due,
             quiet=policy.quiet,
             longest=policy.longest,
-            generation=max(generation, 0),
+            generation=self._generation(container, latest),
             needed=self._site.history.policy.take_floor,
         )
+
+    def _generation(self, container: str, latest: Snapshot | None) -> int:
+        """The one at which the latest snapshot need not be taken again; 0 where it always is."""
+        layer = self._site.store.container(container).layer
+        if latest is None or not self._site.history.table.is_of(latest, layer):
+            return 0
+        return max(latest.generation, 0)
 
     def _keep_home(self, home: Path) -> None:
         """Let the plane know the directory of all snapshots, which may be another one than before."""

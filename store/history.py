@@ -334,7 +334,7 @@ class History:
             layer = self.store.container(container_id).layer
         except ContainerUnknown:
             return
-        if row and (row.reason == "found" or row.generation == self.table.copies.generation(layer)):
+        if row and (row.reason == "found" or self.table.unchanged_since(row, layer)):
             self.table.drop(row)
 
     def _end_delete(self, intent: Intent) -> None:

@@ -170,9 +170,16 @@ class SnapshotTable:
 
         What changed usually shows at once; only when nothing shows is unwritten data waited for.
         """
-        return all(
+        return self.is_of(snapshot, layer) and all(
             self.copies.generation(layer, settle=settle) == snapshot.generation for settle in (False, True)
         )
+
+    def is_of(self, snapshot: Snapshot, layer: str) -> bool:
+        """Whether a snapshot's copy is there and is one of the tree that ``layer`` has now."""
+        try:
+            return self.copies.is_copy_of(snapshot_key(snapshot.container_id, snapshot.name), layer)
+        except driver_errors.SnapshotUnknown:
+            return False
 
     def restore(self, snapshot: Snapshot, layer: str) -> None:
         """Swap the content of ``layer`` for the snapshot's, in one step; ``SnapshotUnknown``."""

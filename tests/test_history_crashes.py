@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from store.errors import SnapshotExists
+from store.fill import fill
 from store.history import History
 from tests.support.crash import crash
 
@@ -197,3 +198,43 @@ def test_work_of_a_living_process_is_not_ended_for_it(store, history, web) -> No
     history.state.begin("delete-container", {"container": "0" * 64})
     with closing(reopened(store).state) as state:
         assert len(state.pending()) == 1
+
+
+# -- another tree of the same generation -----------------------------------------------------------
+
+
+@pytest.fixture
+def filled(store, history) -> str:
+    """ID of a container with a snapshot ``empty``, filled then with a tree of that one's generation."""
+    source = store.create_container(names=["source"])
+    for number in range(10):  # the kernel may commit at any moment by itself
+        (rootfs(store, source) / f"d{number}").mkdir()
+        made = store.create_container(names=[f"c{number}"])
+        if history.generation(source.id) == history.generation(made.id):
+            history.take(made.id, "empty")
+            fill(store, made.id, "source", state=history.state)
+            return made.id
+    raise AssertionError("the kernel commits every time")
+
+
+def test_content_of_another_tree_is_another_though_the_generations_are_equal(history, filled) -> None:
+    taken = history.take_if_changed(filled)
+    assert taken is not None
+    assert list(history.path(filled, taken.name).iterdir())
+    assert history.take_if_changed(filled) is None
+
+
+def test_crash_after_a_swap_for_a_tree_of_the_same_generation_keeps_the_state_before(
+    store, history, filled
+) -> None:
+    crash(store, "after", "history.table.restore", f"history.rollback({filled!r}, 'empty')")
+    assert not list(store.driver.get(store.container(filled).layer).iterdir())
+    with closing(reopened(store).state):
+        _, before = history.list(filled)
+        assert list(history.path(filled, before.name).iterdir())
+
+
+def test_snapshot_whose_copy_another_tool_deleted_is_taken_anew(store, history, web) -> None:
+    first = history.take("web")
+    history.table.copies.remove(f"{web.id}/{first.name}")
+    assert history.take_if_changed("web") is not None

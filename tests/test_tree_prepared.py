@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from store.fill import fill
 from tests.support.filled import eventually, write
 
 if TYPE_CHECKING:
@@ -130,6 +131,22 @@ def test_what_another_process_took_is_not_taken_again(serve, store, history):
         time.sleep(LOOK)
         write(container(tree) / "rootfs/new", "x")
         assert snapshots(tree) == ["mine"]
+
+
+def test_what_a_container_was_filled_with_is_taken_though_its_generation_is_that_of_a_snapshot(
+    serve, store, history
+):
+    (store.driver.path_of(store.container("a").layer) / "dir").mkdir()
+    late = store.create_container(names=["late"])  # in the same commit, unless the kernel makes one by itself
+    history.take(late.id, "empty")
+    fill(store, late.id, "a", state=history.state)
+    with serve(ALWAYS) as tree:
+        os.listdir(tree.path / "containers/late/rootfs")
+        ready(tree)
+        write(tree.path / "containers/late/rootfs/new", "x")
+        assert prepared(tree) == 1
+        taken = history.list(late.id)[-1]
+    assert os.listdir(history.path(late.id, taken.name)) == ["dir"]
 
 
 def test_a_write_after_a_rollback_keeps_what_came_back(serve):

@@ -44,7 +44,7 @@ typedef struct {
     int64_t not_before_ns;
     int64_t quiet_ns;      /* as in fsd_disarm */
     int64_t longest_ns;    /* how long mutations may pass afterwards */
-    uint64_t generation;   /* of what the latest one holds; 0: there is none */
+    uint64_t generation;   /* of what the latest one holds; 0: of another tree, or none */
     double needed;         /* the part of the filesystem that has to be free */
 } fsd_preparation;
 
