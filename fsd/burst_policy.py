@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 NOISE = ("*.swp", "*.swx", "*.swpx", "*~", "4913", ".#*", "sed??????")
-"""Names editors and ``sed -i`` make and take away again (DESIGN 5)."""
+"""Names editors and ``sed -i`` make and take away again."""
 
 
 class OnError(enum.Enum):
@@ -40,7 +40,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BurstPolicy:
-    """The numbers, in seconds (DESIGN 5).
+    """The numbers, in seconds.
 
     ``quiet`` without a mutation ends a burst; one older than ``longest`` is split; automatic snapshots
     are ``interval`` apart; a writer waits at most ``snapshot_timeout``. ``noise`` are shell patterns of

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
 STATE_FILE = "fsd/state.db"
-"""Below the graphroot (DESIGN 7)."""
+"""Below the graphroot."""
 CHOICES = ("on-write", "pinned")
 """Settings that people make."""
 VIEW_NUMBERS = 2**21

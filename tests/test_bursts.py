@@ -29,7 +29,7 @@ START = 1_000_000.0
 
 
 def snapshots_by_the_rules(times: list[int]) -> list[int]:
-    """The rules of DESIGN 5, read aloud, for mutations of one container at whole seconds."""
+    """The rules, read aloud, for mutations of one container at whole seconds."""
     taken: list[int] = []
     burst_began = last_mutation = None
     for now in times:

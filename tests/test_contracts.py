@@ -122,6 +122,18 @@ def test_map_of_a_package_names_every_module(package):
     assert not {module for module in modules - names if not module.startswith(groups)}
 
 
+def test_cited_sections_of_the_format_are_there():
+    code = [path for path in ROOT.rglob("*.[ch]") if path.parts[len(ROOT.parts)] in PACKAGES]
+    cited = {
+        number for path in (*SOURCES, *code) for number in re.findall(r"FORMAT ([\d.]*\d)", path.read_text())
+    }
+    headings = re.findall(
+        r"^##+ ([\d.]*\d)", (ROOT / "store/FORMAT.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert cited
+    assert cited <= set(headings)
+
+
 COMMANDS = [
     ["--help"],
     ["--version"],
