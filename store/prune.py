@@ -187,7 +187,7 @@ class Prune:
         """Why it was spared, or nothing."""
         if current is None:
             return "it is gone, or needed now"
-        if current.version != item.version:
+        if current.version != item.version or not self._is_as_listed(item):
             return "it changed since the preview"
         if (_pin_kind(item), item.id) in self._pins.all():
             return "it is pinned"
@@ -204,6 +204,14 @@ class Prune:
         except (StoreError, DriverError, OSError) as error:
             return str(error)
         return ""
+
+    def _is_as_listed(self, item: Item) -> bool:
+        """Whether a record is so now: a run may take long, in which an image gets a name."""
+        table, catalog = _pin_kind(item), self._store.catalog()
+        if table not in ("containers", "images"):
+            return True
+        found = catalog.container(item.id) if table == "containers" else catalog.image(item.id)
+        return found is not None and _version(found) == item.version
 
     def _remove_file(self, path: str) -> None:
         with self._store.transaction(layers="w", images="w", containers="w"):
@@ -253,7 +261,7 @@ class Prune:
             id=record.id,
             name=record.names[0] if record.names else record.id[:12],
             why=why,
-            version=json.dumps([record.created, record.layer, *record.names]),
+            version=_version(record),
             frees=figures.freed if figures else None,
         )
 
@@ -321,6 +329,10 @@ class Prune:
             raise PlanUnknown(f"no preview gave the token {token!r:.80} today; look at a preview again")
         items = [Item(**item | {"kind": Kind(item["kind"])}) for item in value["items"]]
         return parse_kinds(value["kinds"]), items
+
+
+def _version(record: Image | Container) -> str:
+    return json.dumps([record.created, record.layer, *record.names])
 
 
 def _object(token: str) -> str:

@@ -145,6 +145,20 @@ def test_what_changed_since_the_preview_is_spared(store, prune, full) -> None:
     assert all(store.exists(item.id) for item, _ in outcome.spared)
 
 
+def test_what_gets_a_name_while_others_go_is_spared(store, prune, full) -> None:
+    plan = prune.preview({Kind.DANGLING_IMAGES, Kind.STOPPED_CONTAINERS})
+    kept = plan.items[-1].id
+    assert kept != plan.items[0].id
+
+    def name_the_last(item) -> None:
+        if item == plan.items[0]:
+            store.add_names(kept, ["localhost/wanted:1"])
+
+    outcome = prune.run(plan.token, progress=name_the_last)
+    assert [(item.id, why) for item, why in outcome.spared] == [(kept, "it changed since the preview")]
+    assert store.image("localhost/wanted:1").id == kept
+
+
 def test_what_somebody_works_in_is_spared_with_the_reason(store, prune, full) -> None:
     plan = prune.preview({Kind.STOPPED_CONTAINERS})
     tree = store.driver.path_of(store.container("stopped").layer)
