@@ -13,7 +13,7 @@ from drivers.errors import NotSupported
 from drivers.overlay_features import in_user_namespace, mapped
 from drivers.overlay_layers import additional_layer_path
 from drivers.overlay_links import LINKS, LayerPlace, linked_layer, lower_directories
-from drivers.overlay_mount import Mount, is_mounted, mount_by_program, mount_overlay, unmount
+from drivers.overlay_mount import Mount, is_mounted, make_private, mount_by_program, mount_overlay, unmount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,10 +74,19 @@ class Views:
                 if held is None:
                     held = self._held[target] = _Held(0, ours=False)
             else:
+                self._keep_home()
                 self.mount(place, target, mount)
                 held = self._held[target] = _Held(held.count if held else 0, ours=True)
             held.count += 1
             return target
+
+    def _keep_home(self) -> None:
+        """Bind the home onto itself again if a peer that ended took that away.
+
+        The next peer would do so, and hide a mount made meanwhile: nobody could unmount or remove it then.
+        """
+        if not self.options.skip_mount_home and not is_mounted(self._home):
+            make_private(self._home)
 
     def close(self, target: Path) -> None:
         """Let go of a mount; the last one to do so unmounts and removes the mount point."""

@@ -79,6 +79,24 @@ def test_store_of_the_original_is_read_extended_and_used_again(
     assert not is_mounted(driver.home / B / "merged")
 
 
+def test_mount_made_after_the_original_cleaned_up_is_not_hidden_by_its_next_one(
+    box: ToolBox, opened: Callable[[], OverlayDriver]
+) -> None:
+    """It takes away the bind mount of the driver's home when it ends, and makes it when it begins."""
+    tool = box.containers_storage()
+    for name in (A, B):
+        tool("create-layer", "-i", name)
+    driver = opened()
+    tool("shutdown")
+    assert not is_mounted(driver.home)
+    with driver.mounted(A):
+        tool("mount", B)
+        assert is_mounted(driver.home / A / "merged")
+    assert not is_mounted(driver.home / A / "merged")
+    tool("delete-layer", A)
+    tool("unmount", B)
+
+
 _WORDS = {"C": "Modify", "A": "Add", "D": "Delete"}
 
 
