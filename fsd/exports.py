@@ -64,6 +64,8 @@ class View:
 
 @dataclass(slots=True)
 class _Shown:
+    """A view under its number; those of subvolumes nested in it lead here too."""
+
     view: View
     number: int
     node: int
@@ -189,13 +191,32 @@ class Exports:
         if shown is not None:
             self.plane.unexport(shown.number)
 
-    async def sweep(self) -> None:
-        """Let go of views whose directory was deleted: nothing of ours keeps its space taken."""
+    async def sweep(self) -> set[str]:
+        """Let go of views whose directory was deleted, so that nothing of ours keeps its space taken.
+
+        Returns:
+            their keys, and those of views that were shown no more and that the kernel holds nothing of now.
+        """
+        gone = set()
         for number in await trio.to_thread.run_sync(self.plane.sweep):
             shown = self._by_number.pop(number, None)
-            if shown is not None and self._by_key.get(shown.view.key) is shown:
-                del self._by_key[shown.view.key]
+            if shown is not None:
+                gone.add(shown.view.key)
+                if self._is_current(shown):
+                    del self._by_key[shown.view.key]
             self.plane.unexport(number)
+        for number, shown in list(self._by_number.items()):
+            if not self._is_current(shown) and not self.plane.knows(shown.number):
+                gone.add(shown.view.key)
+                del self._by_number[number]
+        return gone
+
+    def _is_current(self, shown: _Shown) -> bool:
+        return self._by_key.get(shown.view.key) is shown
+
+    def shows(self, key: str) -> bool:
+        """Whether a view of that key is shown."""
+        return key in self._by_key
 
     def view_of(self, node: int) -> View | None:
         """The view a node id belongs to; ``None`` for one that is not known."""
@@ -279,7 +300,7 @@ class Exports:
         length = (len(event.handle) - 4).to_bytes(4, "little")
         key = f"{shown.view.key}/{(length + event.handle).hex()}"
         number = await trio.to_thread.run_sync(functools.partial(self._number, key))
-        self._by_number.setdefault(number, _Shown(shown.view, number, 0))
+        self._by_number.setdefault(number, shown)
         self.plane.give_number(event.number, event.handle, number)
 
     async def _pass_gate(self, event: Event) -> None:

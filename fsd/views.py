@@ -153,7 +153,7 @@ class Views:
 
     def _keys(self, container: str) -> list[str]:
         keys = list(self._of_container.get(container, ()))
-        return [key for key in keys if self._specs[key].container == container]
+        return [key for key in keys if (spec := self._specs.get(key)) and spec.container == container]
 
     async def release(self, layer_ids: Iterable[str]) -> None:
         """Let go of layers that are about to be removed; a view still wanted is exported anew."""
@@ -173,7 +173,19 @@ class Views:
         """Let go of what was deleted, by us or behind our back."""
         catalog = self._store.catalog()
         await self.release([layer_id for layer_id in list(self._held) if catalog.layer(layer_id) is None])
-        await self.exports.sweep()
+        gone = await self.exports.sweep()
+        if gone:
+            await trio.to_thread.run_sync(self._forget, gone)
+
+    def _forget(self, keys: Iterable[str]) -> None:
+        """Keep nothing about views nobody holds, unless they are shown anew."""
+        with self._changing:
+            for key in keys:
+                spec = None if self.exports.shows(key) else self._specs.pop(key, None)
+                if spec is not None and spec.container:
+                    self._of_container[spec.container].discard(key)
+                    if not self._of_container[spec.container]:
+                        del self._of_container[spec.container]
 
     def spec_of(self, inode: int) -> ViewSpec | None:
         """The view a node of a real tree belongs to."""

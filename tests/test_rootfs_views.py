@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
 
+from fsd.exports import Exports, View
 from fsd.handles import identity
-from fsd.plane import Mode
+from fsd.plane import Mode, Plane
 from tests.support import rootfs_served, syscalls
 from tests.support.rootfs_mount import RootfsMount
 from tests.support.rootfs_samples import make_many, make_sample, run
@@ -408,3 +410,20 @@ def test_acting_as_leaves_the_process_as_it_was(btrfs_dir: Path) -> None:
     assert ((btrfs_dir / "f").stat().st_uid, (btrfs_dir / "f").stat().st_gid) == (1234, 2345)
     (btrfs_dir / "g").touch()
     assert (btrfs_dir / "g").stat().st_uid == 0
+
+
+def test_view_is_forgotten_when_the_kernel_holds_nothing_of_it(
+    btrfs_dir: Path, require: Callable[[str], None]
+) -> None:
+    require("fuse")
+    plane = Plane(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    try:
+        exports = Exports(plane, lambda key: 1)
+        node = exports.export(View(key="k", path=btrfs_dir, read_only=True))
+        assert trio.run(exports.sweep) == set()
+        exports.unexport("k")
+        assert exports.view_of(node) is not None
+        assert trio.run(exports.sweep) == {"k"}
+        assert exports.view_of(node) is None
+    finally:
+        plane.stop()

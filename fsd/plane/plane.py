@@ -249,6 +249,10 @@ class Plane:
         found = _plane.lib.fsd_sweep(self._c, numbers, SWEPT_MAX)
         return list(numbers[0:found])
 
+    def knows(self, number: int) -> bool:
+        """Whether anything is shown under that number, or the kernel still holds something of it."""
+        return bool(_plane.lib.fsd_mode(self._c, number) >= 0)
+
     def mode(self, number: int) -> Mode:
         """How nodes of an export are reopened.
 
