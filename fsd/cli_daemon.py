@@ -37,12 +37,16 @@ def stop(args: argparse.Namespace) -> int:
     """``fsd down``; nothing to do is success."""
     options = store_options(args)
     running = runfile.serving(Path(options.runroot), Path(options.graphroot))
+    users = []
     if running is not None:
+        users = [user for user in mounts.holders(running.mountpoint) if user.what.startswith("fd")]
         _end(running, force=args.force)
     elif (usual := mounts.default_mountpoint()) is not None:
         mounts.detach_dead(usual)
     pool = pool_of(options)
-    detached = pool.detach() if pool is not None and os.geteuid() == 0 else False
+    detached = pool is not None and os.geteuid() == 0 and pool.detach()
+    if pool is not None and detached:
+        pool.await_release(users)
     _say_stopped(args, running, detached)
     return 0
 

@@ -23,7 +23,9 @@ from fsd.mounts import MountError
 from store.durable import sync_directory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from fsd.mounts import Holder
 
 MIB, GIB = 1 << 20, 1 << 30
 SMALLEST = 256 * MIB
@@ -231,6 +233,26 @@ class Pool:
                 with contextlib.suppress(MountError):
                     mounts.run("losetup", "--detach", device)
             return True
+
+    def await_release(self, users: Sequence[Holder]) -> None:
+        """Wait until a detached pool is no filesystem any more.
+
+        Args:
+            users: who had files open in the mount that served it: what the kernel passed through stays open.
+
+        Raises:
+            PoolError: it is in use still, and may be written to
+        """
+        end = time.monotonic() + SETTLE_SECONDS
+        while devices := self.devices():
+            if time.monotonic() > end:
+                busy = (
+                    ", ".join(map(str, users)) or "a program that has a file of it open, or a mount namespace"
+                )
+                raise PoolError(
+                    f"the pool stays attached: {devices[0]} is in use by {busy}; end that, then fsd down"
+                )
+            time.sleep(0.02)
 
     def _unmount(self) -> None:
         for mount in mounts.below(self.graphroot):

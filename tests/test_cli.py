@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -348,6 +349,25 @@ def test_up_without_btrfs_makes_a_pool_that_survives_down(plain_dirs, rootfs_tar
     fsd(plain_dirs, "up", point)
     assert (point / "images/localhost/small:1").is_dir()
     fsd(plain_dirs, "down")
+
+
+def test_down_does_not_say_that_a_pool_is_detached_to_which_a_program_still_writes(plain_dirs):
+    """The kernel passes its writes through, past the mount that is gone."""
+    point, pool = plain_dirs.graphroot.with_name("mnt"), Pool(plain_dirs.graphroot)
+    fsd(plain_dirs, "up", point)
+    fsd(plain_dirs, "create", "web")
+    passes = "passthrough: on" in (point / "control/health").read_text()
+    held = os.open(point / "containers/web/rootfs/file", os.O_WRONLY | os.O_CREAT)
+    try:
+        done = fsd(plain_dirs, "down", check=False)
+    finally:
+        with contextlib.suppress(OSError):  # close asks a server that is gone
+            os.close(held)
+    assert (done.returncode, mounts.mount_at(point)) == (125 if passes else 0, None)
+    who = rf"the pool stays attached: .*\(pid {os.getpid()}, fd {held}\)"
+    assert re.search(who, done.stderr) or not passes
+    fsd(plain_dirs, "down")
+    assert not pool.devices()
 
 
 def test_up_without_btrfs_and_without_pool_says_why(plain_dirs):
