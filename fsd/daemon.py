@@ -147,6 +147,7 @@ def _views(site: Site, plane: Plane, bursts: Bursts, *, allow_other: bool) -> tu
     )
     # Where others may look in, the kernel checks their permissions by the owners shown.
     views = Views(site.store, exports, bursts, container_ids=not allow_other)
+    site.history.writers = views.writers
     prepared = Prepared(site, plane, views, failed=functools.partial(_burst_failed, site))
     return views, prepared
 

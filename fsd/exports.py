@@ -191,6 +191,11 @@ class Exports:
         if shown is not None:
             self.plane.unexport(shown.number)
 
+    def writers(self, key: str) -> int:
+        """How many files of a view are open for writing. From any thread."""
+        shown = self._by_key.get(key)
+        return 0 if shown is None else self.plane.writers(shown.number)
+
     async def sweep(self) -> set[str]:
         """Let go of views whose directory was deleted, so that nothing of ours keeps its space taken.
 

@@ -151,6 +151,10 @@ class Views:
         for key in self._keys(container):
             self.exports.prepare(key, preparation)
 
+    def writers(self, container: str) -> int:
+        """How many files of a container are open for writing here. From any thread."""
+        return sum(self.exports.writers(key) for key in self._keys(container))
+
     def _keys(self, container: str) -> list[str]:
         keys = list(self._of_container.get(container, ()))
         return [key for key in keys if (spec := self._specs.get(key)) and spec.container == container]

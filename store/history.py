@@ -24,7 +24,7 @@ from store import retention
 from store.ballast import Ballast
 from store.errors import ContainerUnknown, InUse, Pinned, SnapshotUnknown
 from store.fill import FILL, end_fill
-from store.holders import Holder, holders
+from store.holders import PATIENCE, Holder, holders
 from store.oci import NEW_LAYER, end_new_layer
 from store.pins import Pins
 from store.snapshots import RENAME, SnapshotTable, check_snapshot_name
@@ -80,6 +80,8 @@ class History:
         store.guard = self.pins.refuse
         self._guard = threading.Lock()
         self._locks: defaultdict[str, threading.RLock] = defaultdict(threading.RLock)
+        self.writers: Callable[[str], int] = lambda container_id: 0
+        """How many files of a container others have this process keep open for writing; a daemon knows."""
         self._deleted_ns: deque[int] = deque(maxlen=1000)
         if not store.read_only:
             self.recover()
@@ -208,17 +210,17 @@ class History:
         Raises:
             ContainerUnknown, SnapshotUnknown
             InUse: the container is mounted, or a process other than this one is at work in its
-                rootfs; nothing was changed.
+                rootfs, or by way of this one has a file there open for writing; nothing was changed.
             NotSupported: files are in subvolumes nested in the rootfs, which no snapshot holds.
         """
         found = self.store.container(container)
         with self.locked(found.id):
             snapshot = self.table.known(found.id, name)
-            at_work = holders(self.store.driver.get(found.layer))
+            at_work, writing = holders(self.store.driver.get(found.layer)), self._writing(found.id)
             before = self.table.free_name(found.id, "pre-rollback-")
             details = {"container": found.id, "before": before}
             with self.store.transaction(layers="w") as tables:
-                refuse_if_held(found, tables.layers.mounts.view.count(found.layer), at_work)
+                refuse_if_held(found, tables.layers.mounts.view.count(found.layer), at_work, writing)
                 with self.state.intent(ROLLBACK, details):
                     return self._restore(found, snapshot, before)
 
@@ -352,6 +354,13 @@ class History:
         with lock:
             yield
 
+    def _writing(self, container_id: str) -> int:
+        """:attr:`writers`, a moment later: that is when we are told of files just closed."""
+        ends = time.monotonic() + PATIENCE
+        while (found := self.writers(container_id)) and time.monotonic() < ends:
+            time.sleep(0.02)
+        return found
+
     def _all(self, container_id: str | None = None) -> tuple[Snapshot, ...]:
         """Snapshots of one container or of all, oldest first; none where the driver keeps none."""
         return tuple(self.table.all(container_id)) if self.supported else ()
@@ -414,13 +423,15 @@ class History:
             self.state.forget_container(container_id)
 
 
-def refuse_if_held(container: Container, mounts: int, at_work: list[Holder]) -> None:
+def refuse_if_held(container: Container, mounts: int, at_work: list[Holder], writing: int = 0) -> None:
     """Raise :class:`InUse`, which names the first holders, if there are any."""
-    if not mounts and not at_work:
+    if not mounts and not at_work and not writing:
         return
     who = [str(holder) for holder in at_work[:HOLDERS_NAMED]]
     if len(at_work) > HOLDERS_NAMED:
         who.append(f"{len(at_work) - HOLDERS_NAMED} more")
+    if writing:
+        who.append(f"whoever has {writing} of its files open for writing through fsd")
     if mounts:
         who.insert(0, f"a mount (count {mounts}: it runs, or was mounted by hand)")
     label = container.names[0] if container.names else container.id[:12]

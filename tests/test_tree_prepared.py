@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -145,8 +146,25 @@ def test_what_a_container_was_filled_with_is_taken_though_its_generation_is_that
         ready(tree)
         write(tree.path / "containers/late/rootfs/new", "x")
         assert prepared(tree) == 1
-        taken = history.list(late.id)[-1]
-    assert os.listdir(history.path(late.id, taken.name)) == ["dir"]
+        (name,) = set(os.listdir(tree.path / "containers/late/snapshots")) - {"empty"}
+    assert os.listdir(history.path(late.id, name)) == ["dir"]
+
+
+def test_rollback_under_a_file_open_for_writing_is_refused_and_the_write_stays(serve):
+    with serve() as tree:
+        path = container(tree) / "rootfs/file"
+        write(path, "good")
+        (container(tree) / "snapshots/good").mkdir()
+        with open(path, "r+b", buffering=0) as file:
+            with pytest.raises(OSError, match="busy") as caught:
+                write(container(tree) / "rollback", "good")
+            assert caught.value.errno == errno.EBUSY
+            assert "1 of its files open for writing" in tree.errors()
+            file.write(b"more")
+        assert path.read_text() == "more"
+        with open(path, "rb"):
+            write(container(tree) / "rollback", "good")
+        assert path.read_text() == "good"
 
 
 def test_a_write_after_a_rollback_keeps_what_came_back(serve):

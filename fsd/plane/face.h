@@ -152,6 +152,7 @@ int64_t fsd_export(plane *p, const char *path, uint32_t number, uint32_t flags, 
 int fsd_unexport(plane *p, uint32_t number);
 int fsd_number(plane *p, uint32_t export_number, const unsigned char *handle, uint32_t length, uint32_t number);
 int fsd_exchange(plane *p, uint32_t number, const char *path);
+int fsd_writers(plane *p, uint32_t number);
 int fsd_sweep(plane *p, uint32_t *numbers, int room);
 int fsd_mode(plane *p, uint32_t number);
 int fsd_arm(plane *p, uint32_t number);

@@ -39,6 +39,16 @@ static int64_t free_index(struct plane *p) {
     return grow(p) ? (int64_t)p->file_hint++ : -1;
 }
 
+/* How many files of an export are open for writing. */
+int fsd_writers(plane *p, uint32_t number) {
+    int found = 0;
+    pthread_mutex_lock(&p->files_lock);
+    for (uint32_t at = 0; at < p->file_count; at++)
+        found += p->files[at] && p->files[at]->writes && p->files[at]->node->tree->export->number == number;
+    pthread_mutex_unlock(&p->files_lock);
+    return found;
+}
+
 /* The handle of a new open file, which takes over the descriptor and holds the node; 0 without memory. */
 static uint64_t file_add(struct plane *p, struct node *node, int fd, uint32_t flags, struct file **added) {
     struct file *file = calloc(1, sizeof *file);

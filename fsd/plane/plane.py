@@ -240,6 +240,10 @@ class Plane:
         """
         _checked(_plane.lib.fsd_exchange(self._c, number, os.fsencode(path)), path)
 
+    def writers(self, number: int) -> int:
+        """How many files of an export are open for writing."""
+        return int(_plane.lib.fsd_writers(self._c, number))
+
     def sweep(self) -> list[int]:
         """Let go of exports whose directory was deleted, by whoever; their numbers.
 
