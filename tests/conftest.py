@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -63,8 +64,15 @@ def btrfs_root(run_dir: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def btrfs_dir(btrfs_root: Path) -> Iterator[Path]:
-    """A fresh directory on btrfs; mounts and subvolumes in it are removed with it."""
+def btrfs_dir(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A fresh directory on btrfs; mounts and subvolumes in it are removed with it.
+
+    Where the test wants the store ``filled`` it is the one in which that store was made.
+    """
+    if "filled" in request.fixturenames:
+        yield request.getfixturevalue("filled_dir")
+        return
+    btrfs_root: Path = request.getfixturevalue("btrfs_root")
     directory = btrfs_root / str(next(_numbers))
     directory.mkdir()
     try:
@@ -117,10 +125,10 @@ def xfs_dir(run_dir: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def store_dirs(btrfs_dir: Path) -> StoreDirs:
-    """Empty graphroot and runroot on btrfs."""
+    """Empty graphroot and runroot on btrfs, or those of ``filled`` where the test wants that too."""
     dirs = StoreDirs(btrfs_dir / "g", btrfs_dir / "r")
-    dirs.graphroot.mkdir(mode=0o700)
-    dirs.runroot.mkdir(mode=0o700)
+    dirs.graphroot.mkdir(mode=0o700, exist_ok=True)
+    dirs.runroot.mkdir(mode=0o700, exist_ok=True)
     return dirs
 
 
@@ -182,8 +190,8 @@ def podman(toolbox: ToolBox) -> Iterator[Tool]:
     try:
         yield tool
     finally:
-        with contextlib.suppress(Exception):
-            if tool("ps", "-q").stdout.strip():
+        if any(toolbox.dirs.runroot.glob("*-containers/*/userdata/conmon.pid")):
+            with contextlib.suppress(Exception):
                 tool("kill", "--all", check=False)
 
 
@@ -214,10 +222,37 @@ def rootfs_tar(run_dir: Path) -> Path:
     return build_rootfs_tar(run_dir / "rootfs.tar")
 
 
+@pytest.fixture(scope="session")
+def filled_disk(run_dir: Path, rootfs_tar: Path) -> Path:
+    """The file of a btrfs with a directory, and in it a store as ``tests.support.filled`` makes it."""
+    for feature in ("btrfs", "podman", "buildah"):
+        require(feature)
+    disk = run_dir / "filled.disk"
+    mkfs = ("mkfs.btrfs", "-q")
+    with loops.loop_mount(run_dir, "filled", mkfs=mkfs, size=8 * GIB, options=loops.UNFLUSHED) as point:
+        place = point / "1"
+        place.mkdir()
+        dirs = StoreDirs(place / "g", place / "r")
+        dirs.graphroot.mkdir(mode=0o700)
+        dirs.runroot.mkdir(mode=0o700)
+        box = ToolBox(dirs, "btrfs", place / "conf")
+        fill(box.podman(), box.buildah(), rootfs_tar, dirs)
+        os.link(run_dir / "filled.img", disk)  # which stays when it is unmounted
+    return disk
+
+
 @pytest.fixture
-def filled(podman: Tool, buildah: Tool, rootfs_tar: Path, store_dirs: StoreDirs) -> StoreDirs:
-    """``store_dirs`` with what ``tests.support.filled`` puts there."""
-    return fill(podman, buildah, rootfs_tar, store_dirs)
+def filled_dir(run_dir: Path, filled_disk: Path) -> Iterator[Path]:
+    """That directory, on a copy of the disk; podman wants a store to be where it was made."""
+    copy = ("cp", "--sparse=always", str(filled_disk))
+    with loops.loop_mount(run_dir, "filled", mkfs=copy, size=8 * GIB, options=loops.UNFLUSHED) as point:
+        yield point / "1"
+
+
+@pytest.fixture
+def filled(filled_dir: Path) -> StoreDirs:
+    """A store with what ``tests.support.filled`` puts there."""
+    return StoreDirs(filled_dir / "g", filled_dir / "r")
 
 
 @pytest.fixture

@@ -152,15 +152,15 @@ def test_health_says_ok_or_warn_and_metrics_parse(tree):
     assert 'fsd_objects{table="images"} 2' in metrics.splitlines()
 
 
-def test_health_warns_of_what_is_wrong_and_says_what_to_do(tree, filled, btrfs_root):
+def test_health_warns_of_what_is_wrong_and_says_what_to_do(tree, filled, btrfs_dir):
     layer = (tree.path / "images" / BASE / "layer/id").read_text().strip()
     left = filled.graphroot / "btrfs/subvolumes" / layer
     subprocess.run(["mount", "--bind", left, left], check=True)
-    subprocess.run(["btrfs", "quota", "enable", btrfs_root], check=True)
+    subprocess.run(["btrfs", "quota", "enable", btrfs_dir], check=True)
     try:
         lines = (tree.path / "control/health").read_text().splitlines()
     finally:
-        subprocess.run(["btrfs", "quota", "disable", btrfs_root], check=True)
+        subprocess.run(["btrfs", "quota", "disable", btrfs_dir], check=True)
         subprocess.run(["umount", left], check=True)
     assert any(
         line.startswith(f"warn leaked: mounted, though nothing counts it: {left}; umount") for line in lines

@@ -204,7 +204,7 @@ def test_image_tar_is_an_archive_podman_loads(tree, podman):
     copy = tree.path.parent / "image.tar"
     subprocess.run(["cp", archive, copy], check=True)
     podman("rmi", TOP)
-    assert not (tree.path / "images" / TOP).exists()
+    assert eventually(lambda: not (tree.path / "images" / TOP).exists())
     podman("load", "-i", copy)
     assert (tree.path / "images" / TOP / "id").read_text().strip() == identity
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 import zstandard
 
-from tests.support.filled import BASE, CONTAINER, TOP, errname_of, write
+from tests.support.filled import BASE, CONTAINER, TOP, errname_of, eventually, write
 from tests.support.mounted import Mounted, mounted
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def test_cp_of_an_image_archive_loads_it(tree, podman, btrfs_dir):
     identity = (tree.path / "images" / BASE / "id").read_text()
     podman("rm", CONTAINER)
     podman("rmi", TOP, BASE)
-    assert not (tree.path / "images" / BASE).exists()
+    assert eventually(lambda: not (tree.path / "images" / BASE).exists())
     subprocess.run(["cp", "-p", btrfs_dir / "d.tar", f"{imports}/"], check=True)
     assert (tree.path / "images" / BASE / "id").read_text() == identity
     podman("run", "--rm", BASE, "true")

@@ -1,4 +1,7 @@
-"""Real trees in the mounted store: what happens to a view when the object behind it changes."""
+"""Real trees in the mounted store: what happens to a view when the object behind it changes.
+
+Each test has a filesystem of its own: nobody else's deleted subvolumes keep its cleaner busy.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +12,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-import pytest
-
 from drivers.idmap import IDMap
 from store.options import ContainerOptions
-from tests.support import loops
-from tests.support.features import require
 from tests.support.filled import BASE, CONTAINER, TOP, errno_of, eventually, write
 from tests.support.mounted import mounted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-
-@pytest.fixture(scope="module")
-def btrfs_root(run_dir: Path) -> Iterator[Path]:
-    """A filesystem of this module's own: nobody else's deleted subvolumes keep its cleaner busy."""
-    require("btrfs")
-    mkfs = ("mkfs.btrfs", "-q")
-    with loops.loop_mount(run_dir, "views", mkfs=mkfs, size=4 << 30, options=loops.UNFLUSHED) as point:
-        yield point
 
 
 def test_rollback_shows_the_restored_tree_as_soon_as_it_returns(tree):

@@ -108,6 +108,7 @@ default_sysctls = []
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "none"
+lock_type = "file"
 runtime = "crun"
 static_dir = "{graphroot}/libpod"
 volume_path = "{graphroot}/volumes"
