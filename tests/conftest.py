@@ -29,6 +29,26 @@ if TYPE_CHECKING:
     from tests.support.tools import Tool
 
 GIB = 1 << 30
+LONGEST = (
+    "test_store_of_real_size_is_listed_and_copied_without_a_difference",
+    "test_fsd_and_the_other_tools_use_one_store_at_once",
+    "test_wrong_values_from_many_processes_are_refused_and_leave_nothing",
+    "test_every_change_leaves_the_store_as_the_original_does",
+    "test_digests_of_layers_made_by_podman_and_buildah",
+    "test_copy_leaves_nothing_when_the_daemon_is_killed",
+    "test_reader_that_was_slow_is_told_how_many_events_it_missed",
+    "test_sizes_are_measured_in_the_background",
+)
+"""Tests of five seconds and more: begun last they would leave the other processors idle."""
+LONGEST = (
+    "test_store_of_real_size_is_listed_and_copied_without_a_difference",
+    "test_fsd_and_the_other_tools_use_one_store_at_once",
+    "test_wrong_values_from_many_processes_are_refused_and_leave_nothing",
+    "test_every_change_leaves_the_store_as_the_original_does",
+    "test_digests_of_layers_made_by_podman_and_buildah",
+    "test_copy_leaves_nothing_when_the_daemon_is_killed",
+)
+"""Tests of ten seconds and more, the longest first: begun last, one would leave the other processors idle."""
 __all__ = ["StoreDirs", "require"]
 _numbers = itertools.count(1)
 
@@ -36,6 +56,23 @@ _numbers = itertools.count(1)
 def pytest_report_header() -> str:
     """Say what is on and what is insisted on."""
     return features.header()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let each process of the run begin with some of the longest tests.
+
+    With ``--dist worksteal`` each gets an equal share of the list, in its order.
+    """
+    processes = getattr(config, "workerinput", {}).get("workercount", 1)
+    names = [getattr(item, "originalname", "") for item in items]
+    long = [item for wanted in LONGEST for item, name in zip(items, names, strict=True) if name == wanted]
+    rest = iter([item for item, name in zip(items, names, strict=True) if name not in LONGEST])
+    ordered: list[pytest.Item] = []
+    for number in range(processes):
+        share = (len(items) - len(ordered)) // (processes - number)
+        first = long[number::processes]
+        ordered += [*first, *itertools.islice(rest, max(share - len(first), 0))]
+    items[:] = [*ordered, *rest]
 
 
 @pytest.fixture(name="require")
