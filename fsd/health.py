@@ -27,10 +27,23 @@ def health(site: Site) -> str:
 def examine(site: Site) -> Iterator[Finding]:
     """Everything that is looked at. Walks no tree and takes no lock."""
     yield from of_store.examine(site.history)
+    yield _configuration(site)
     yield from _data_plane(site)
     yield from _waiting(site)
     yield from _backlog(site)
     yield from _errors(site)
+
+
+def _configuration(site: Site) -> Finding:
+    unread = [why for why in (site.unread_options, site.unread_settings) if why]
+    return Finding(
+        subject="configuration",
+        ok=not unread,
+        text="as it is now it cannot be in force: " + " ".join(" ".join(unread).split())
+        if unread
+        else "storage.conf and fsd.toml could be read",
+        remedy="correct it; control/config shows what is in force until then",
+    )
 
 
 def _data_plane(site: Site) -> Iterator[Finding]:

@@ -201,7 +201,7 @@ def test_daemon_takes_over_a_file_that_was_edited_and_tells_of_one_it_cannot_rea
     point = btrfs_dir / "mnt"
     point.mkdir()
     with running(store_dirs, point, conf=conf, quiet=False) as daemon:
-        config = daemon / "control/config"
+        config, health = daemon / "control/config", daemon / "control/health"
 
         def shows(text: str) -> bool:
             return text in config.read_text()
@@ -210,9 +210,11 @@ def test_daemon_takes_over_a_file_that_was_edited_and_tells_of_one_it_cannot_rea
         write(conf, '[storage.options.btrfs]\nmin_space = "1m"\nnosuch-key')
         assert eventually(lambda: shows("NOT IN FORCE AS IT IS NOW: "))
         assert "everything stays as it was" in daemon.errors()
+        assert "warn configuration: as it is now it cannot be in force: " in health.read_text()
         write(conf, 'nosuch = 1\n[storage.options.btrfs]\nmin_space = "1m"\n', driver="vfs")
         assert eventually(lambda: shows("driver options: btrfs.min_space=1m"))
         assert not shows("NOT IN FORCE")
+        assert "ok   configuration: " in health.read_text()
         assert shows("in force after the next start: driver")
         replaced = conf.with_name("new")
         write(replaced, "")
@@ -267,6 +269,7 @@ def test_daemon_takes_over_settings_that_were_edited(conf, store_dirs, btrfs_dir
         assert eventually(lambda: "NOT IN FORCE AS IT IS NOW" in config.read_text())
         assert "fsd.toml was not taken over, everything stays as it was" in daemon.errors()
         assert "quiet" in daemon.errors()
+        assert "warn configuration: " in (daemon / "control/health").read_text()
         assert "quiet = 0 " in config.read_text()
         assert says("[plane]\nkeep-awake = false\n")
         assert "in force after the next start: plane.keep-awake" in config.read_text()
