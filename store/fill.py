@@ -169,12 +169,12 @@ def fill(store: Store, container: str, source: str | Source, *, state: State | N
         ContainerUnknown, NoSuchSource
         NotPristine: it has content, or was filled already.
         InUse: it is mounted.
-        BadValue: the source cannot be copied under this container's ID mappings.
+        BadValue: it is the container itself, or cannot be copied under the container's ID mappings.
     """
     found = store.container(container)
     chosen = source if isinstance(source, Source) else resolve_source(store, source)
     if chosen.container == found.id:
-        raise NoSuchSource(f"a container cannot be filled from itself ({chosen.label})")
+        raise BadValue(f"a container cannot be filled from itself ({chosen.label})")
     details = {"container": found.id, "old": found.layer, "new": new_id()}
     with (
         journal(store.graphroot, state) as opened,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from store.errors import ContainerUnknown, InUse, NoSuchSource, NotPristine
+from store.errors import BadValue, ContainerUnknown, InUse, NoSuchSource, NotPristine
 from store.fill import fill, resolve_source
 from store.history import History
 from store.oci import import_rootfs
@@ -141,7 +141,7 @@ def test_what_names_nothing_is_refused_and_changes_nothing(store, image, web, fo
 
 
 def test_a_container_cannot_be_filled_from_itself(store, web) -> None:
-    with pytest.raises(NoSuchSource, match="itself"):
+    with pytest.raises(BadValue, match="itself"):
         fill(store, "web", "web")
 
 
