@@ -161,6 +161,8 @@ class TrashTable(DirectoryKind):
         full = subject.join(new_name) if isinstance(subject, NamesSubject) else new_name
         same = full in entry.names or full in (entry.id, entry.object_id)
         site.trash.restore(name, None if same else full)
+        if full == entry.id:
+            site.restored[entry.kind, full] = entry.object_id
 
 
 # -- orphans -----------------------------------------------------------------------------------

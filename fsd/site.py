@@ -72,6 +72,9 @@ class Site:
     uploads: Uploads = field(default_factory=Uploads)
     prefixes: set[str] = field(default_factory=set)
     """Directories of image names that people made and nothing is in yet."""
+    restored: dict[tuple[str, str], str] = field(default_factory=dict)
+    """IDs of objects that came back, by table and the name of the trash entry they came under: mv(1) of
+    several entries looks again for what it moved."""
     plane: Plane | None = None
     unread_options: str = ""
     unread_settings: str = ""

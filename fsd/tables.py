@@ -64,6 +64,7 @@ class Table(DirectoryKind):
             repository = RepositorySubject(names.site, full)
             return Node(Repository(), repository, f"repository:{full}", f"{names.table}/{full}")
         found = now.find(names.table, full.replace(COLON, ":"))
+        found = found or names.site.restored.get((names.table, full))
         if found in places.paths:
             target = PathSubject(names.site, f"{names.table}/{places.paths[found]}", names)
             return node.child(name, _ALIAS, target)

@@ -41,6 +41,19 @@ def test_rmdir_puts_a_container_into_the_trash_and_mv_brings_it_back(tree, conta
     assert "back" in containers_storage("containers").stdout
 
 
+def test_mv_brings_several_entries_back_under_the_names_they_had(tree):
+    containers, trash = tree.path / "containers", tree.path / "trash"
+    before = sorted(os.listdir(containers))
+    for name in ("one", "two"):
+        (containers / name).mkdir()
+        (containers / name).rmdir()
+    entries = sorted(trash.iterdir())
+    subprocess.run(["mv", *entries, f"{containers}/"], check=True)
+    assert os.listdir(trash) == []
+    assert sorted(os.listdir(containers)) == sorted([*before, "one", "two"])
+    assert os.readlink(containers / entries[0].name) == "one"
+
+
 def test_container_that_comes_back_is_whole_although_its_removed_directory_is_held_open(tree):
     """The kernel keeps a removed directory that somebody has open, and finds nothing in it any more."""
     container = tree.path / "containers" / CONTAINER
