@@ -122,9 +122,11 @@ def write_file(content: VirtualFile, path: Path, progress: Progress | None = Non
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
+    except BaseException as error:
+        with suppress(OSError):
             draft.unlink()
+        if isinstance(error, OSError) and error.filename == os.fspath(draft):  # nobody asked for that
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         raise
     return content.size
 

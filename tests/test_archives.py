@@ -23,6 +23,7 @@ from store.errors import BadValue
 from store.history import History
 from store.layout import docker_archive, oci_layout
 from store.oci import import_rootfs
+from store.packing import write_file
 from store.store import Store
 from tests.support.crash import crash
 from tests.support.tools import StoreDirs, ToolBox
@@ -342,3 +343,13 @@ def test_documents_and_members_have_bounds(store, monkeypatch) -> None:
     monkeypatch.setattr(archive_files, "MEMBERS", 10)
     with pytest.raises(HostileArchive, match="more than 10 members"):
         load_archive(store, io.BytesIO(packed({f"m{n}": b"" for n in range(11)})))
+
+
+def test_archive_that_cannot_be_written_is_told_by_the_name_that_was_asked_for(store, image, tmp_path):
+    (tmp_path / "is a directory").mkdir()
+    (tmp_path / "is a file").touch()
+    for where in ("absent/f", "is a directory", "is a file/f"):
+        with pytest.raises(OSError) as caught:  # noqa: PT011
+            write_file(docker_archive(store, image.id), tmp_path / where)
+        assert caught.value.filename == str(tmp_path / where)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["is a directory", "is a file"]
