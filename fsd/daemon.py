@@ -7,6 +7,7 @@ failure to start. It never touches its own mount; readiness is proven by a child
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import gc
@@ -77,26 +78,24 @@ def run(
     settings = load_settings(settings_path(store.options))
     site = Site(store, History(store, policy=settings.retention), mountpoint, settings=settings)
     bursts = _bursts(site)
-    device = plane_mount(mountpoint, allow_other=allow_other)
-    plane = Plane(device, noise=settings.bursts.noise, keep_awake=settings.plane.keep_awake)
-    site.plane = plane
     mount = _Mount(mountpoint, foreground, ready, load)
-    site.errors.told = plane.failed
-    views, prepared = _views(site, plane, bursts, allow_other=allow_other)
-
-    _apply_burst_settings(site, bursts, views)
-    operations = Operations(site, views)
-    pyfuse3.init(operations, plane.hand_over(), set())
-    _spare_collector()
-    try:
+    device = plane_mount(mountpoint, allow_other=allow_other)
+    with contextlib.ExitStack() as undo:
+        undo.callback(mount.take_away)
+        plane = Plane(device, noise=settings.bursts.noise, keep_awake=settings.plane.keep_awake)
+        undo.callback(plane.stop)
+        site.plane = plane
+        site.errors.told = plane.failed
+        views, prepared = _views(site, plane, bursts, allow_other=allow_other)
+        undo.callback(prepared.close)
+        undo.callback(views.close)
+        _apply_burst_settings(site, bursts, views)
+        operations = Operations(site, views)
+        pyfuse3.init(operations, plane.hand_over(), set())
+        undo.callback(pyfuse3.close, unmount=False)
+        undo.callback(mount.take_away)  # before all else, so that nobody asks for anything meanwhile
+        _spare_collector()
         trio.run(mount.serve, site, operations, prepared)
-    finally:
-        if not mount.gone:
-            unmount(mountpoint)
-        pyfuse3.close(unmount=False)
-        views.close()
-        prepared.close()
-        plane.stop()
     return 1 if mount.failed else 0
 
 
@@ -157,7 +156,6 @@ class _Mount:
 
     Attributes:
         failed: the tree did not answer in time.
-        gone: the mount ended from outside, so there is nothing left to unmount.
     """
 
     def __init__(
@@ -172,13 +170,15 @@ class _Mount:
         self._signals = {signal.SIGTERM, signal.SIGINT} if foreground else {signal.SIGTERM}
         self._ready = ready
         self._ended = False
+        self._gone = False
         self._events: Events | None = None
         self.failed = False
 
-    @property
-    def gone(self) -> bool:
-        """Whether somebody else unmounted."""
-        return not self._ended
+    def take_away(self) -> None:
+        """Unmount, unless somebody else did."""
+        if not self._gone:
+            self._gone = True
+            unmount(self._mountpoint)
 
     async def serve(self, site: Site, operations: Operations, prepared: Prepared) -> None:
         """Serve until unmounted or told to end."""
@@ -193,6 +193,7 @@ class _Mount:
             nursery.start_soon(operations.publisher.serve)
             nursery.start_soon(prepared.serve)
             await pyfuse3.main()
+            self._gone = not self._ended
             nursery.cancel_scope.cancel()
 
     async def _until_signal(self) -> None:

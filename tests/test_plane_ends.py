@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from fsd.mounts import mount_at
 from tests.support import features
+from tests.support.daemon import ROOT
 from tests.support.rootfs_mount import RootfsMount
 from tests.support.rootfs_samples import run
 from tests.support.rootfs_served import errno_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    from tests.support.tools import StoreDirs
 
 END_SECONDS = 60
 GONE = {"ENOTCONN", "ECONNABORTED", "EIO", "EINTR"}
@@ -95,3 +99,22 @@ def test_plane_of_a_subvolume_deleted_under_open_files_goes_on(mount: tuple[Root
         os.close(directory)
     assert errno_of(os.stat, here / "f") in (errno.ENOENT, errno.ESTALE, errno.EIO)
     assert served.process.poll() is None
+
+
+def test_defect_that_ends_the_daemon_leaves_no_mount(
+    filled: StoreDirs, btrfs_dir: Path, require: Callable[[str], None]
+) -> None:
+    require("fuse")
+    point = btrfs_dir / "mnt"
+    point.mkdir()
+    reader, writer = os.pipe()
+    os.close(reader)  # so that saying READY fails
+    code = "import sys\nfrom tests.support.daemon_child import main\nmain(*sys.argv[1:])"
+    argv = [sys.executable, "-c", code, filled.graphroot, filled.runroot, point]
+    try:
+        done = subprocess.run(argv, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, check=False, timeout=60)
+    finally:
+        os.close(writer)
+    assert done.returncode
+    assert b"BrokenPipeError" in done.stderr
+    assert mount_at(point) is None
