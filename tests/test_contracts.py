@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -26,20 +28,40 @@ def name(path):
     return str(path.relative_to(ROOT))
 
 
-def imported(path):
-    """Every module a file imports, also inside functions; ``from a import b`` gives ``a`` and ``a.b``."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+class Facts(NamedTuple):
+    """What the tests ask of a file, found in one go: parsing all files takes a second each time."""
+
+    imported: frozenset[str]
+    """Every module it imports, also inside functions; ``from a import b`` gives ``a`` and ``a.b``."""
+    functions: dict[str, int]
+    """Lines of every function, signature and docstring included."""
+    told_by_name: list[str]
+    """Where a driver's name is compared with a text."""
+    docstring: str | None
+
+
+@functools.cache
+def facts(path):
+    """The facts of a Python file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    modules, lengths, compared = set(), {}, []
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            modules.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name(path)}: relative import"
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            modules.update([node.module, *(f"{node.module}.{alias.name}" for alias in node.names)])
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            where = f"{name(path)}:{node.lineno} {node.name}"
+            lengths[where] = node.end_lineno - node.lineno + 1
+        elif isinstance(node, ast.Compare) and compares_driver_name([node.left, *node.comparators]):
+            compared.append(f"{name(path)}:{node.lineno}")
+    return Facts(frozenset(modules), lengths, compared, ast.get_docstring(tree))
 
 
-def trees(paths):
-    """Every file with its syntax tree, as ``(name, tree)``."""
-    return [(name(path), ast.parse(path.read_text(encoding="utf-8"))) for path in paths]
+def imported(path):
+    """Every module a file imports."""
+    return facts(path).imported
 
 
 def test_imports_point_downward():
@@ -83,24 +105,13 @@ def test_functions_are_short_enough():
 
 
 def functions(paths):
-    """Lines of every function, signature and docstring included."""
-    return {
-        f"{file}:{node.lineno} {node.name}": node.end_lineno - node.lineno + 1
-        for file, tree in trees(paths)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-    }
+    """Lines of every function of these files."""
+    return {where: lines for path in paths for where, lines in facts(path).functions.items()}
 
 
 def test_no_driver_is_told_by_its_name():
     """A capability decides, never ``driver_name == "btrfs"``."""
-    wrong = [
-        f"{file}:{node.lineno}"
-        for file, tree in trees(SOURCES)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Compare) and compares_driver_name([node.left, *node.comparators])
-    ]
-    assert not wrong
+    assert not [where for path in SOURCES for where in facts(path).told_by_name]
 
 
 def compares_driver_name(sides):
@@ -110,12 +121,12 @@ def compares_driver_name(sides):
 
 
 def test_every_module_has_a_docstring():
-    assert not [file for file, tree in trees(SOURCES) if not ast.get_docstring(tree)]
+    assert not [name(path) for path in SOURCES if not facts(path).docstring]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_map_of_a_package_names_every_module(package):
-    drawn = ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8")))
+    drawn = facts(ROOT / package / "__init__.py").docstring
     names = set(re.findall(r"\w+\*?", drawn))
     groups = tuple(word[:-1] for word in names if word.endswith("_*"))
     modules = {path.stem for path in (ROOT / package).glob("*.py") if not path.stem.startswith("_")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+import sys
 
 from tests.support.filled import CONTAINER, TOP
 from tests.support.trees import snapshot_tree
@@ -29,14 +30,14 @@ rmdir images/localhost/top:1 | Device or resource busy
 rmdir images/localhost | Directory not empty
 rmdir layers/$BASE | Directory not empty
 rmdir $C/userdata | Operation not permitted
-python3 -c "import os; os.rename('$C', 'containers/b@d')" | Invalid argument
-python3 -c "import os; os.rename('$C', 'images/x:1')" | Operation not permitted
+$PYTHON -c "import os; os.rename('$C', 'containers/b@d')" | Invalid argument
+$PYTHON -c "import os; os.rename('$C', 'images/x:1')" | Operation not permitted
 mv -T $C layers/moved | Operation not permitted
 mv -T layers/mine containers/moved | Operation not permitted
 mv -T images/localhost/top:1 layers/moved | Operation not permitted
 mv -T images/localhost/top:1 containers/moved | Operation not permitted
-python3 -c "import os; os.rename('images/localhost/top:1', 'images/localhost/base:1')" | File exists
-python3 -c "import os; os.rename('control', 'c')" | Operation not permitted
+$PYTHON -c "import os; os.rename('images/localhost/top:1', 'images/localhost/base:1')" | File exists
+$PYTHON -c "import os; os.rename('control', 'c')" | Operation not permitted
 echo 'b@d name' > $C/names | Invalid argument
 echo localhost/base:1 >> images/localhost/top:1/names | File exists
 echo > $C/names | Invalid argument
@@ -49,13 +50,13 @@ ln $C/id containers/x | Operation not permitted
 ln $C/id $C/rootfs/x | ~Invalid cross-device link
 ln $C/rootfs/etc/hostname $C/x | ~Invalid cross-device link
 mv -T $C/userdata containers/x | Operation not permitted
-python3 -c "import os; os.rename('$C/rootfs/etc/hostname', '$C/id')" | ~Invalid cross-device link
-python3 -c "import os; os.rename('$C/id', '$C/rootfs/x')" | ~Invalid cross-device link
+$PYTHON -c "import os; os.rename('$C/rootfs/etc/hostname', '$C/id')" | ~Invalid cross-device link
+$PYTHON -c "import os; os.rename('$C/id', '$C/rootfs/x')" | ~Invalid cross-device link
 rm images/localhost/top:1/id | Operation not permitted
 mkdir $C/snapshots/one | File exists
 mkdir $C/snapshots/.x | Invalid argument
 rmdir $C/snapshots/nothing | No such file or directory
-python3 -c "import os; os.rename('$C/snapshots/one', '$C/snapshots/two')" | File exists
+$PYTHON -c "import os; os.rename('$C/snapshots/one', '$C/snapshots/two')" | File exists
 mv -T $C/snapshots/one containers/moved | Operation not permitted
 mv -T $C/snapshots/one containers/other/snapshots/moved | Operation not permitted
 mv -T trash/gone@* layers/moved | Operation not permitted
@@ -68,7 +69,7 @@ echo maybe > $C/on-write | Invalid argument
 echo maybe > images/localhost/top:1/on-write | Invalid argument
 printf 'a\\0b' > $C/metadata | Invalid argument
 printf '\\377' > $C/metadata | Invalid argument
-python3 -c "open('$C/metadata', 'wb', 0).write(bytes(70000))" | File too large
+$PYTHON -c "open('$C/metadata', 'wb', 0).write(bytes(70000))" | File too large
 echo x > $C/id | Operation not permitted
 rm $C/big-data/nothing | No such file or directory
 mkdir $C/big-data/x | Operation not permitted
@@ -155,6 +156,7 @@ def test_wrong_values_from_many_processes_are_refused_and_leave_nothing(tree, st
     )
     base = os.path.basename(os.readlink(tree.path / "images" / TOP / "layers/00"))
     env = os.environ | {"C": f"containers/{CONTAINER}", "CUT": str(cut), "BASE": base, "LC_ALL": "C"}
+    env["PYTHON"] = f"{sys.executable} -I -S"  # without what it would import for nothing
     before = _state(tree, store_dirs)
     for line in WRONG.strip().splitlines():
         script, _, expected = line.rpartition(" | ")
