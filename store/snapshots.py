@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from drivers import errors as driver_errors
 from drivers.base import NAME_MAX
 from store.errors import BadName, SnapshotExists, SnapshotUnknown
-from store.state import Intent, Snapshot, State
+from store.state import Intent, Snapshot, State, unless_full
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,6 +30,8 @@ TIMESTAMP = "%Y%m%dT%H%M%SZ"
 AUTOMATIC_NAME = re.compile(r"(?:pre-rollback-)?\d{8}T\d{6}Z(?:_\d+)?")
 _COURTESY = 0.0005
 """Seconds by which a row comes after the writers it let go, who else had to share the processor with it."""
+_BEHIND = -1
+"""An epoch the state never has: some rows are of copies that are gone."""
 RENAME = "snapshot-rename"
 """The kind of intent :meth:`SnapshotTable.move` records."""
 
@@ -187,10 +189,16 @@ class SnapshotTable:
             self.copies.restore(snapshot_key(snapshot.container_id, snapshot.name), layer)
 
     def drop(self, snapshot: Snapshot) -> None:
-        """Delete a snapshot; nothing is left to do if its copy is gone."""
+        """Delete a snapshot; nothing is left to do if its copy is gone.
+
+        A full disk may keep the row, which goes as soon as that can be written.
+        """
         with suppress(driver_errors.SnapshotUnknown):
             self.copies.remove(snapshot_key(snapshot.container_id, snapshot.name))
-        self.state.drop_snapshot(snapshot.container_id, snapshot.name)
+        epoch, self._epoch = self._epoch, _BEHIND
+        with unless_full():
+            self.state.drop_snapshot(snapshot.container_id, snapshot.name)
+            self._epoch = epoch
 
     def move(self, snapshot: Snapshot, new: str) -> Snapshot:
         """Give a snapshot a name a person chose; ``SnapshotUnknown``, ``SnapshotExists``."""
@@ -203,13 +211,14 @@ class SnapshotTable:
     # -- copies and rows that differ -----------------------------------------------------------
 
     def refresh(self) -> None:
-        """Reconcile if the state's content was lost since the last time."""
+        """Reconcile if the state's content was lost since the last time, or a row could not be dropped."""
         if self._epoch != self.state.epoch:
-            self.reconcile()
+            with unless_full():
+                self.reconcile()
 
     def reconcile(self) -> None:
         """Drop rows that have no copy, add rows for copies that have none; renames under way are left."""
-        self._epoch = self.state.epoch
+        epoch = self.state.epoch
         moving = {key for i in self.state.pending() if i.kind == RENAME for key in _rename_keys(i)}
         keys = self.copies.keys()
         on_disk = {key for key in keys if key.count("/") == 1} - moving
@@ -219,6 +228,7 @@ class SnapshotTable:
                 self.state.drop_snapshot(rows[key].container_id, rows[key].name)
         for key in on_disk - rows.keys():
             self._adopt(*key.split("/"))
+        self._epoch = epoch
 
     def end_rename(self, intent: Intent) -> None:
         """The driver's rename is one step, so either nothing happened or only the row lags."""

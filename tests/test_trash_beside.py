@@ -144,3 +144,23 @@ def test_processes_and_podman_work_while_things_come_and_go(store, trash, podman
     assert store.containers() == []
     assert store.check() == []
     assert podman("images", "-q").stdout.strip() in image
+
+
+def test_a_snapshot_removed_on_a_full_disk_is_gone_for_good(run_dir, require) -> None:
+    require("btrfs")
+    with loop_mount(run_dir, "ghost", mkfs=("mkfs.btrfs", "-q"), size=300 * MIB) as point:
+        store, trash, _ = in_full_store(point)
+        history = trash.history
+        history.ballast.release_if_full()
+        history.take("late", "kept")
+        history.take("late", "doomed")
+        rest = store.driver.path_of(store.container("later").layer) / "rest"
+        fill_up(rest)
+        with suppress(OSError):  # the state's file has room of its own
+            while True:
+                history.state.set_setting("o", os.urandom(8).hex(), "x" * 4000)
+        history.remove("late", "doomed")
+        os.truncate(rest, 0)
+        subprocess.run(["sync", "-f", point], check=True)
+        assert [snapshot.name for snapshot in history.list("late")] == ["kept"]
+        history.state.close()
