@@ -91,6 +91,13 @@ def run_dir() -> Iterator[Path]:
         loops.remove_run(home)
 
 
+@pytest.fixture
+def small_disk(run_dir: Path) -> Iterator[Path]:
+    """A filesystem of 256 KiB."""
+    with loops.memory_mount(run_dir, size="256k") as point:
+        yield point
+
+
 @pytest.fixture(scope="session")
 def btrfs_root(run_dir: Path) -> Iterator[Path]:
     """A btrfs of 8 GiB in a sparse file, mounted noatime, whose commits do not wait for the disk below."""

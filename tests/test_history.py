@@ -95,20 +95,14 @@ def fill(state: State) -> None:
         state.set_setting("containers/x", f"k{number}", "x" * 100)
 
 
-def test_a_snapshot_that_cannot_be_written_down_is_none(store, history, web, tmp_path) -> None:
+def test_a_snapshot_that_cannot_be_written_down_is_none(store, history, web, small_disk) -> None:
     """It was there all the same as soon as the disk had room again."""
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", small], check=True)
-    try:
-        with closing(State(small / "state.db")) as state:
-            crowded = History(store, state)
-            with pytest.raises(OSError, match="No space left"):
-                fill(state)
-            with pytest.raises(OSError, match="No space left"):
-                crowded.take("web", "refused")
-    finally:
-        subprocess.run(["umount", small], check=True)
+    with closing(State(small_disk / "state.db")) as state:
+        crowded = History(store, state)
+        with pytest.raises(OSError, match="No space left"):
+            fill(state)
+        with pytest.raises(OSError, match="No space left"):
+            crowded.take("web", "refused")
     assert list(history.table.copies.keys()) == []
     history.table.reconcile()
     assert names(history) == []

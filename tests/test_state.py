@@ -282,39 +282,27 @@ def fill(state: State) -> None:
         state.set_setting("o", f"k{n}", "x" * 1000)
 
 
-def test_a_full_disk_is_enospc(tmp_path: Path) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", small], check=True)
-    try:
-        state = State(small / "state.db")
-        with pytest.raises(OSError, match="No space left") as caught:
+def test_a_full_disk_is_enospc(small_disk: Path) -> None:
+    state = State(small_disk / "state.db")
+    with pytest.raises(OSError, match="No space left") as caught:
+        fill(state)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(small_disk / "state.db"))
+    assert state.settings("nothing") == {}
+    state.close()
+
+
+def test_what_ends_on_a_full_disk_ends_well_and_its_intent_goes_with_the_next(small_disk: Path) -> None:
+    state = State(small_disk / "state.db")
+    with state.intent("kind", {}):
+        with suppress(OSError), open(small_disk / "rest", "wb", buffering=0) as rest:
+            while rest.write(bytes(4096)):
+                pass
+        with pytest.raises(OSError, match=r"state\.db") as caught:
             fill(state)
-        assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(small / "state.db"))
-        assert state.settings("nothing") == {}
-        state.close()
-    finally:
-        subprocess.run(["umount", small], check=True)
-
-
-def test_what_ends_on_a_full_disk_ends_well_and_its_intent_goes_with_the_next(tmp_path: Path) -> None:
-    small = tmp_path / "small"
-    small.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", small], check=True)
-    try:
-        state = State(small / "state.db")
-        with state.intent("kind", {}):
-            with suppress(OSError), open(small / "rest", "wb", buffering=0) as rest:
-                while rest.write(bytes(4096)):
-                    pass
-            with pytest.raises(OSError, match=r"state\.db") as caught:
-                fill(state)
-            assert caught.value.errno == errno.ENOSPC
-        assert len(state.pending()) == 1
-        (small / "rest").unlink()
-        with state.intent("kind", {}):
-            assert len(state.pending()) == 2
-        assert state.pending() == []
-        state.close()
-    finally:
-        subprocess.run(["umount", "--lazy", small], check=True)
+        assert caught.value.errno == errno.ENOSPC
+    assert len(state.pending()) == 1
+    (small_disk / "rest").unlink()
+    with state.intent("kind", {}):
+        assert len(state.pending()) == 2
+    assert state.pending() == []
+    state.close()

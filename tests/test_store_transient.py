@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import pytest
 
 from store.config import StoreOptions
 from store.store import Store
+from tests.support import loops
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,15 +19,10 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def runroot(tmp_path: Path) -> Iterator[Path]:
+def runroot(run_dir: Path) -> Iterator[Path]:
     """A runroot on tmpfs, as it usually is."""
-    point = tmp_path / "run"
-    point.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "fsd-tests", point], check=True)
-    try:
+    with loops.memory_mount(run_dir) as point:
         yield point
-    finally:
-        subprocess.run(["umount", point], check=True)
 
 
 @pytest.mark.parametrize("driver", ["btrfs", "vfs"])

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -124,6 +125,18 @@ def loop_mount(
         image.unlink()
         with contextlib.suppress(OSError):
             point.rmdir()
+
+
+@contextlib.contextmanager
+def memory_mount(home: Path, size: str = "50%") -> Iterator[Path]:
+    """A tmpfs of that size, mounted below ``home``."""
+    point = Path(tempfile.mkdtemp(prefix="memory-", dir=home))
+    run("mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", point)
+    try:
+        yield point
+    finally:
+        unmount_below(point)
+        point.rmdir()
 
 
 def delete_tree(top: Path, directory: Path) -> None:
