@@ -20,6 +20,7 @@ static uint32_t size_buffers(int fd) {
 
 static int init(struct plane *p, const fsd_settings *settings) {
     int error = park_init(p, settings->noise ? settings->noise : "");
+    p->published.queue = -1; /* nothing to close if it gets no further */
     p->device = settings->device;
     p->socket = settings->socket;
     p->threads = settings->threads < 1 ? 1 : settings->threads;
