@@ -104,20 +104,26 @@ def opened(directory: Path) -> Iterator[Path]:
         os.close(fd)
 
 
-@contextmanager
-def shown(home: Path, places: list[str], *, btrfs: bool = True, **plane: int) -> Iterator[Shown]:
-    """Serve a new subvolume, or directory, with these directories, each filled some seconds ago."""
-    features.require("fuse")
+def fill_home(home: Path, places: list[str], *, btrfs: bool = True) -> None:
+    """Make a subvolume, or directory, with these directories in it, each filled."""
     home.mkdir()
+    real = home / "c"
+    run(*(("btrfs", "subvolume", "create") if btrfs else ("mkdir",)), real)
+    for name in places:
+        (real / name).mkdir()
+        fill(real / name)
+        if btrfs:
+            fill_subvolume(real / name)
+    (home / "filled").touch()
+
+
+@contextmanager
+def shown(home: Path, **plane: int) -> Iterator[Shown]:
+    """Serve what ``fill_home`` made some seconds ago; the rest of them is waited for."""
+    features.require("fuse")
     with tempfile.TemporaryDirectory(prefix="fsd-rootfs-") as place:
         real = home / "c"
-        run(*(("btrfs", "subvolume", "create") if btrfs else ("mkdir",)), real)
-        for name in places:
-            (real / name).mkdir()
-            fill(real / name)
-            if btrfs:
-                fill_subvolume(real / name)
-        time.sleep(OLD_SECONDS)
+        time.sleep(max(0.0, (home / "filled").stat().st_mtime + OLD_SECONDS - time.time()))
         views = {"c": (real, False), "also": (real, False)}
         with RootfsMount(
             Path(place) / "mnt", views, Path(place) / "scratch", plane={"quiet": 1, **plane}
@@ -181,14 +187,24 @@ CHANGES_OF_BTRFS: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.fixture(scope="module")
-def views(btrfs_root: Path) -> Iterator[Shown]:
-    """One mount for all kinds of changes."""
-    home = btrfs_root / "coherence"
+def homes(btrfs_root: Path) -> Iterator[Path]:
+    """What all mounts of btrfs here serve, filled at once, so that the time they need passes once."""
+    top = btrfs_root / "coherence"
+    top.mkdir()
     try:
-        with shown(home, [place_of(name) for name in [*CHANGES, *CHANGES_OF_BTRFS, *OTHERS]]) as served:
-            yield served
+        fill_home(top / "views", [place_of(name) for name in [*CHANGES, *CHANGES_OF_BTRFS, *OTHERS]])
+        for name in ("lost", "rest", "mixed"):
+            fill_home(top / name, ["w"])
+        yield top
     finally:
-        loops.delete_tree(btrfs_root, home)
+        loops.delete_tree(btrfs_root, top)
+
+
+@pytest.fixture(scope="module")
+def views(homes: Path) -> Iterator[Shown]:
+    """One mount for all kinds of changes."""
+    with shown(homes / "views") as served:
+        yield served
 
 
 @pytest.fixture(scope="module", params=["ext4", "xfs"])
@@ -196,11 +212,10 @@ def other_views(request: pytest.FixtureRequest, run_dir: Path) -> Iterator[Shown
     """The same on a filesystem of another type, as the vfs and overlay drivers have it."""
     features.require("xfs" if request.param == "xfs" else "btrfs")
     mkfs = (f"mkfs.{request.param}", "-q")
-    with (
-        loops.loop_mount(run_dir, f"coherence-{request.param}", mkfs=mkfs, size=1 << 29) as top,
-        shown(top / "home", [place_of(name) for name in CHANGES], btrfs=False) as served,
-    ):
-        yield served
+    with loops.loop_mount(run_dir, f"coherence-{request.param}", mkfs=mkfs, size=1 << 29) as top:
+        fill_home(top / "home", [place_of(name) for name in CHANGES], btrfs=False)
+        with shown(top / "home") as served:
+            yield served
 
 
 def place_of(kind: str) -> str:
@@ -309,11 +324,11 @@ def test_own_changes_show_on_both_sides(views: Shown) -> None:
         eventually(lambda: state(sides.real), lambda: state(sides.here))
 
 
-def test_lost_events_make_everything_be_asked_for_again(btrfs_root: Path) -> None:
-    home, before = btrfs_root / "coherence-lost", QUEUE_LENGTH.read_text()
+def test_lost_events_make_everything_be_asked_for_again(homes: Path) -> None:
+    before = QUEUE_LENGTH.read_text()
     try:
         QUEUE_LENGTH.write_text("8")  # a queue keeps the length it was made with
-        with shown(home, ["w"]) as served:
+        with shown(homes / "lost") as served:
             sides = served.sides("w")
             for _ in range(2):
                 assert state(sides.here) == state(sides.real)
@@ -329,44 +344,35 @@ def test_lost_events_make_everything_be_asked_for_again(btrfs_root: Path) -> Non
             assert served.mount.stats()["lost"] > 0
     finally:
         QUEUE_LENGTH.write_text(before)
-        loops.delete_tree(btrfs_root, home)
 
 
-def test_changes_are_followed_only_while_somebody_looks(btrfs_root: Path) -> None:
-    home = btrfs_root / "coherence-rest"
-    try:
-        with shown(home, ["w"], idle=1) as served:
-            sides = served.sides("w")
-            for _ in range(2):
-                assert state(sides.here) == state(sides.real)
-                assert content(sides.here) == content(sides.real)
-            assert served.mount.stats()["watching"] == 1
-            with (sides.here / "f").open() as held:
-                eventually(lambda: 0, lambda: served.mount.stats()["watching"], 5)
-                (sides.real / "new").touch()
-                (sides.real / "d").chmod(0o700)
-                (sides.real / "f").write_bytes(b"other" * 1000)
-                eventually(lambda: state(sides.real), lambda: state(sides.here))
-                assert held.read() == "other" * 1000
+def test_changes_are_followed_only_while_somebody_looks(homes: Path) -> None:
+    with shown(homes / "rest", idle=1) as served:
+        sides = served.sides("w")
+        for _ in range(2):
+            assert state(sides.here) == state(sides.real)
             assert content(sides.here) == content(sides.real)
-            eventually(lambda: 1, lambda: bool(state(sides.here)) and served.mount.stats()["watching"])
-            assert served.mount.stats()["watched"] >= 2
-    finally:
-        loops.delete_tree(btrfs_root, home)
+        assert served.mount.stats()["watching"] == 1
+        with (sides.here / "f").open() as held:
+            eventually(lambda: 0, lambda: served.mount.stats()["watching"], 5)
+            (sides.real / "new").touch()
+            (sides.real / "d").chmod(0o700)
+            (sides.real / "f").write_bytes(b"other" * 1000)
+            eventually(lambda: state(sides.real), lambda: state(sides.here))
+            assert held.read() == "other" * 1000
+        assert content(sides.here) == content(sides.real)
+        eventually(lambda: 1, lambda: bool(state(sides.here)) and served.mount.stats()["watching"])
+        assert served.mount.stats()["watched"] >= 2
 
 
 # -- anything in any order -------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def mixed(btrfs_root: Path) -> Iterator[Shown]:
+def mixed(homes: Path) -> Iterator[Shown]:
     """A mount for random operations."""
-    home = btrfs_root / "coherence-mixed"
-    try:
-        with shown(home, ["w"]) as served:
-            yield served
-    finally:
-        loops.delete_tree(btrfs_root, home)
+    with shown(homes / "mixed") as served:
+        yield served
 
 
 NAMES = st.sampled_from(["a", "b", "s/a", "s/b", "s/t/a"])
