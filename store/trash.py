@@ -327,7 +327,10 @@ class Trash:
         self._finish_purge(entry)
 
     def expire(self, now_ns: int | None = None) -> tuple[Entry, ...]:
-        """Purge what :meth:`expired` lists; returns what was purged."""
+        """Purge what :meth:`expired` lists; returns what was purged. What was left half way ends first."""
+        if self.supported and not self.store.read_only:
+            with unless_full():
+                self._settle_all()
         gone = []
         for entry in self.expired(now_ns):
             with suppress(TrashUnknown, Pinned):
@@ -355,13 +358,17 @@ class Trash:
     # -- after a crash -------------------------------------------------------------------------
 
     def recover(self) -> None:
-        """End what dead processes had begun; runs when the trash is opened.
-
-        Under the locks nobody else is half way, so whatever is pending then was left behind.
-        """
+        """End what dead processes had begun; runs when the trash is opened."""
         for entry_id in self.entries.ids(PURGING):
             with suppress(TrashUnknown):
                 self._finish_purge(self.entries.read(entry_id, PURGING))
+        self._settle_all()
+
+    def _settle_all(self) -> None:
+        """End removals and restorations of dead processes, and our own that a full disk left half way.
+
+        Under the locks nobody else is half way, so whatever is pending then was left behind.
+        """
         pending, strays = self.entries.ids(PENDING), self.entries.strays()
         if not pending and not strays:
             return

@@ -151,3 +151,26 @@ def test_a_table_that_cannot_be_saved_leaves_the_object_where_it_was(store, obje
         monkeypatch.undo()
         assert trash.list() == ()
         assert_whole(store, trash, objects)
+
+
+@pytest.mark.parametrize("call", ["remove_container", "remove_image"])
+def test_what_can_neither_go_on_nor_back_is_in_the_trash_after_a_while(
+    store, objects, monkeypatch, call
+) -> None:
+    """The disk fills after the record has gone."""
+    state, trash = reopened(store)
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "no space")
+
+    with state:
+        monkeypatch.setattr(trash.moves, "sink", full)
+        monkeypatch.setattr(trash.moves, "bring_back", full)
+        with pytest.raises(OSError, match="no space"):
+            getattr(trash, call)("web" if call == "remove_container" else "localhost/a:1")
+        monkeypatch.undo()
+        assert trash.list() == ()
+        assert trash.expire() == ()
+        (entry,) = trash.list()
+        trash.restore(entry.id)
+        assert_whole(store, trash, objects)
