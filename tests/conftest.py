@@ -113,7 +113,7 @@ def btrfs_dir(request: pytest.FixtureRequest) -> Iterator[Path]:
 
     Where the test wants the store ``filled`` it is the one in which that store was made.
     """
-    if "filled" in request.fixturenames:
+    if "filled_dir" in request.fixturenames:  # and not a parameter of the name "filled"
         yield request.getfixturevalue("filled_dir")
         return
     btrfs_root: Path = request.getfixturevalue("btrfs_root")
