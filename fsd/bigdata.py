@@ -58,6 +58,8 @@ class BigDataItem(Kind):
 class BigData(DirectoryKind):
     """All blobs of an object; ``/`` in a key is written ``%2F``."""
 
+    writable = True  # so who copies into it can set its time at the end, though not its mode
+
     def lookup(self, node: Node, name: str) -> Node | None:
         """The item of that key."""
         part = _item(node, name)

@@ -234,6 +234,7 @@ def _scratch(path: Path) -> Path:
     """What tools need outside the tree."""
     for name in ("src", "empty", "copy"):
         (path / name).mkdir(parents=True)
+    os.utime(path / "empty", (10**9, 10**9))  # a time that rsync has to set
     (path / "src/hello").write_text("hello\n")
     (path / "moved").write_text("moved\n")
     subprocess.run(["tar", "-C", path / "src", "-cf", path / "archive.tar", "hello"], check=True)
