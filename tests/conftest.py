@@ -36,17 +36,6 @@ LONGEST = (
     "test_every_change_leaves_the_store_as_the_original_does",
     "test_digests_of_layers_made_by_podman_and_buildah",
     "test_copy_leaves_nothing_when_the_daemon_is_killed",
-    "test_reader_that_was_slow_is_told_how_many_events_it_missed",
-    "test_sizes_are_measured_in_the_background",
-)
-"""Tests of five seconds and more: begun last they would leave the other processors idle."""
-LONGEST = (
-    "test_store_of_real_size_is_listed_and_copied_without_a_difference",
-    "test_fsd_and_the_other_tools_use_one_store_at_once",
-    "test_wrong_values_from_many_processes_are_refused_and_leave_nothing",
-    "test_every_change_leaves_the_store_as_the_original_does",
-    "test_digests_of_layers_made_by_podman_and_buildah",
-    "test_copy_leaves_nothing_when_the_daemon_is_killed",
 )
 """Tests of ten seconds and more, the longest first: begun last, one would leave the other processors idle."""
 __all__ = ["StoreDirs", "require"]
