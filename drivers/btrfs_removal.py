@@ -129,25 +129,29 @@ def _is_large(path: Path) -> bool:
 
 def nested_places(path: Path) -> list[Path]:
     """Directories of the subvolumes in subvolume ``path``, at any depth; without privilege it is walked."""
+    places = _searched(path)
+    if places is None:
+        below = (Path(top, name) for top, names, _ in os.walk(path) for name in names)
+        return [place for place in below if place.lstat().st_ino == btrfs_ioctl.ROOT_INODE]
+    return places
+
+
+def _searched(path: Path) -> list[Path] | None:
+    """The same by a search of btrfs's trees, the deepest first; ``None`` where that is not allowed."""
     try:
         nested = btrfs_tree.nested_subvolumes(path, btrfs_ioctl.subvolume_id(path))
     except btrfs_ioctl.BtrfsError as error:
         if error.errno not in _REFUSED:
             raise
-        below = (Path(top, name) for top, names, _ in os.walk(path) for name in names)
-        return [place for place in below if place.lstat().st_ino == btrfs_ioctl.ROOT_INODE]
+        return None
     return [path / inner.path for inner in nested]
 
 
 def _destroy_nested(path: Path) -> None:
-    try:
-        nested = btrfs_tree.nested_subvolumes(path, btrfs_ioctl.subvolume_id(path))
-    except btrfs_ioctl.BtrfsError as error:
-        if error.errno not in _REFUSED:
-            raise
+    places = _searched(path)
+    if places is None:
         _delete_by_hand(path)
         return
-    places = [path / inner.path for inner in nested]
     for place in (path, *places):
         _make_writable(place)
     for place in (*places, path):
