@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from drivers.base import Compression
@@ -14,7 +13,7 @@ from store.oci import config_document, plain_layer, put_image, put_layer
 from store.oci_config import build_manifest, host_platform, run_config
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from store.records import Container, Image, Layer
     from store.state import State
@@ -52,22 +51,20 @@ def commit(
     with (
         store.diff(found.id, compression=Compression.NONE) as changes,
         measured(changes, store.graphroot) as blob,
-        _kept(store, found),
-        put_layer(store, blob, parent=below[-1].id if below else "", state=state) as layer,
     ):
-        diff_ids = [*(item.diff_digest for item in below), blob.diff_digest]
-        data = _document(base, runs, diff_ids, {key: value for key, value in entry.items() if value})
-        descriptors = [plain_layer(item.diff_digest, item.size) for item in (*below, layer)]
-        manifest = build_manifest(data, descriptors)
-        return put_image(store, config=data, manifest=manifest, layer=layer.id, names=names)
+        _check_kept(store, found)
+        with put_layer(store, blob, parent=below[-1].id if below else "", state=state) as layer:
+            diff_ids = [*(item.diff_digest for item in below), blob.diff_digest]
+            data = _document(base, runs, diff_ids, {key: value for key, value in entry.items() if value})
+            descriptors = [plain_layer(item.diff_digest, item.size) for item in (*below, layer)]
+            manifest = build_manifest(data, descriptors)
+            return put_image(store, config=data, manifest=manifest, layer=layer.id, names=names)
 
 
-@contextmanager
-def _kept(store: Store, container: Container) -> Iterator[None]:
+def _check_kept(store: Store, container: Container) -> None:
     """Refuse what was read of a container that went meanwhile: it may not have been all."""
     if store.container(container.id).layer != container.layer:
         raise ContainerUnknown(f"container {container.id[:12]} was filled anew while it was read")
-    yield
 
 
 def _document(
