@@ -195,10 +195,12 @@ class SnapshotTable:
         """
         with suppress(driver_errors.SnapshotUnknown):
             self.copies.remove(snapshot_key(snapshot.container_id, snapshot.name))
-        epoch, self._epoch = self._epoch, _BEHIND
         with unless_full():
-            self.state.drop_snapshot(snapshot.container_id, snapshot.name)
-            self._epoch = epoch
+            try:
+                self.state.drop_snapshot(snapshot.container_id, snapshot.name)
+            except BaseException:
+                self._epoch = _BEHIND
+                raise
 
     def move(self, snapshot: Snapshot, new: str) -> Snapshot:
         """Give a snapshot a name a person chose; ``SnapshotUnknown``, ``SnapshotExists``."""
