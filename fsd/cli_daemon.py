@@ -11,11 +11,18 @@ import contextlib
 import os
 import signal
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fsd import mounts, output, runfile
-from fsd.cli_store import at_a_glance, open_session, open_store, pool_of, store_exists, store_options
+from fsd import mounts, output
+from fsd.cli_store import (
+    at_a_glance,
+    daemon_of,
+    open_session,
+    open_store,
+    pool_of,
+    store_exists,
+    store_options,
+)
 from fsd.mounts import MountError
 
 if TYPE_CHECKING:
@@ -36,7 +43,7 @@ TABLES = ("layers", "images", "containers")
 def stop(args: argparse.Namespace) -> int:
     """``fsd down``; nothing to do is success."""
     options = store_options(args)
-    running = runfile.serving(Path(options.runroot), Path(options.graphroot))
+    running = daemon_of(options)
     users = []
     if running is not None:
         users = [user for user in mounts.holders(running.mountpoint) if user.what.startswith("fd")]
@@ -98,7 +105,7 @@ def _say_stopped(args: argparse.Namespace, running: Running | None, detached: bo
 def show_status(args: argparse.Namespace) -> int:
     """``fsd status``."""
     options = store_options(args)
-    running = runfile.serving(Path(options.runroot), Path(options.graphroot))
+    running = daemon_of(options)
     facts = _facts(options, running)
     pool = pool_of(options)
     if pool is None or pool.device is not None:  # a question does not attach a pool
@@ -172,7 +179,7 @@ def _iso(seconds: float) -> str:
 def show_health(args: argparse.Namespace) -> int:
     """``fsd health``: one line a check; exit 1 when any says ``fail``."""
     options = store_options(args)
-    running = runfile.serving(Path(options.runroot), Path(options.graphroot))
+    running = daemon_of(options)
     checks = [*_daemon_checks(running), *_pool_checks(options), *_store_checks(args, options)]
     if running is not None and ("mount", "ok") in [check[:2] for check in checks]:
         checks += _told_by_the_daemon(running, {name for name, _, _ in checks})

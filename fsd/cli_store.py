@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from fsd.pool import Pool, PoolError
+    from fsd.runfile import Running
     from fsd.settings import Settings
     from store.config import StoreOptions
     from store.glance import Glance
@@ -56,6 +57,13 @@ def _driver(args: argparse.Namespace, options: StoreOptions) -> str:
         return str(args.storage_driver)
     chosen = os.environ.get("STORAGE_DRIVER") or set(options.sources) - {DISTRIBUTIONS_FILE}
     return options.driver if chosen else ""
+
+
+def daemon_of(options: StoreOptions) -> Running | None:
+    """The live daemon of a store."""
+    from fsd.runfile import serving
+
+    return serving(Path(options.runroot), Path(options.graphroot))
 
 
 def pool_of(options: StoreOptions) -> Pool | None:

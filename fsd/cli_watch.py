@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fsd import mounts, output, runfile
-from fsd.cli_store import open_session, open_store, store_options
+from fsd import mounts, output
+from fsd.cli_store import daemon_of, open_session, open_store, store_options
 
 if TYPE_CHECKING:
     import argparse
@@ -26,8 +26,7 @@ POLL_SECONDS = 0.2
 
 def mounted_file(args: argparse.Namespace, relative: str) -> Path | None:
     """A file of the tree that a daemon serves; ``None`` where none is up, or it does not answer."""
-    options = store_options(args)
-    running = runfile.serving(Path(options.runroot), Path(options.graphroot))
+    running = daemon_of(store_options(args))
     if running is None or not mounts.answers(running.mountpoint / "control"):
         return None
     return running.mountpoint / relative
